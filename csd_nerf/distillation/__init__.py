@@ -1,0 +1,34 @@
+"""Score distillation over several views at once: residuals, transport across views, and their objective.
+
+Needs torch only; neither nerfstudio nor diffusers is imported.
+
+Example:
+    >>> import torch
+    >>> from csd_nerf.distillation import svgd
+    >>> scores, particles = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8)
+    >>> svgd(scores, particles).shape
+    torch.Size([4, 4, 8, 8])
+"""
+
+from csd_nerf.distillation.objective import Distilled, NonFiniteResidual, Objective, ObjectiveConfig
+from csd_nerf.distillation.residuals import RESIDUALS, Guidance, Views, csd_edit, dds, sds
+from csd_nerf.distillation.schedule import TimestepRange, weight
+from csd_nerf.distillation.transport import independent, rbf_kernel, svgd
+
+__all__ = [
+    "RESIDUALS",
+    "Distilled",
+    "Guidance",
+    "NonFiniteResidual",
+    "Objective",
+    "ObjectiveConfig",
+    "TimestepRange",
+    "Views",
+    "csd_edit",
+    "dds",
+    "independent",
+    "rbf_kernel",
+    "sds",
+    "svgd",
+    "weight",
+]

@@ -1,0 +1,62 @@
+"""Which timestep a step distils at, and how much it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from csd_nerf.errors import InputError
+from csd_nerf.priors.base import NoiseSchedule
+
+Weighting = Literal["one-minus-alpha", "uniform"]
+Timesteps = Literal["uniform", "annealed"]
+
+
+def weight(schedule: NoiseSchedule, t: int, weighting: Weighting) -> float:
+    """The weight w(t) of a step: `1 - alphas_cumprod[t] = sigma_t^2` ("one-minus-alpha") or 1 ("uniform")."""
+    return schedule.sigmas[t].item() ** 2 if weighting == "one-minus-alpha" else 1.0
+
+
+@dataclass(frozen=True)
+class TimestepRange:
+    """The timesteps of an edit, one per step and shared by all particles.
+
+    Args:
+        low, high: bounds as fractions of the schedule's length, `0 <= low <= high <= 1`; both ends included.
+        order: "uniform" draws every step's timestep from the range; "annealed" walks it linearly from high to
+            low over the edit, so that what is coarse is settled before what is fine.
+
+    Raises:
+        InputError: bounds out of order or out of range.
+    """
+
+    low: float
+    high: float
+    order: Timesteps = "uniform"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise InputError(
+                "the range of timesteps is empty or out of bounds",
+                expected="0 <= min_timestep <= max_timestep <= 1, as fractions of the noise schedule",
+                got=f"min_timestep {self.low}, max_timestep {self.high}",
+                hint="0.2 and 0.5 are the defaults",
+            )
+
+    def sample(
+        self,
+        num_timesteps: int,
+        *,
+        step: int = 0,
+        max_steps: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> int:
+        """The timestep of `step` (0-based, of `max_steps`), an index into a schedule of `num_timesteps`."""
+        first, last = (round(bound * (num_timesteps - 1)) for bound in (self.low, self.high))
+        if self.order == "annealed":
+            progress = min(step / max(max_steps - 1, 1), 1.0)
+            return round(last + (first - last) * progress)
+        device = generator.device if generator is not None else "cpu"
+        return int(torch.randint(first, last + 1, (), generator=generator, device=device))

@@ -1,0 +1,133 @@
+"""How the scores of N particles are combined into N descent directions.
+
+The particles of Collaborative Score Distillation are the N *noisy* latents of one step. `independent` leaves
+every particle its own score, which is plain score distillation; `svgd` lets the particles share their scores
+and keeps them apart, which is what makes the views of one scene agree.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from csd_nerf.errors import InputError
+
+Bandwidth = Literal["median", "paper"] | float
+
+
+def independent(
+    residuals: Float[Tensor, "n c h w"],
+    particles: Float[Tensor, "n c h w"],
+) -> Float[Tensor, "n c h w"]:
+    """Every particle follows its own score: `g_i = s_i` (score distillation without collaboration).
+
+    Args:
+        residuals: scores `s_i`.
+        particles: not looked at; here so that all transports have one signature.
+    """
+    return residuals
+
+
+def svgd(
+    residuals: Float[Tensor, "n c h w"],
+    particles: Float[Tensor, "n c h w"],
+    *,
+    bandwidth: Bandwidth = "median",
+    normalize: bool = True,
+) -> Float[Tensor, "n c h w"]:
+    r"""Stein variational descent (Liu and Wang, 1608.04471) as CSD applies it (Kim et al., 2307.04787).
+
+    With the kernel `K_ij = exp(-gamma |x_i - x_j|^2)` of `rbf_kernel`,
+
+        g_i = a_i [ sum_j K_ij s_j  -  2 gamma sum_j K_ij (x_i - x_j) ]
+
+    where `a_i = 1 / N` as published (`normalize=False`), or `a_i = 1 / sum_j K_ij` so that the weights of
+    each particle sum to one (`normalize=True`). The first term shares the scores; under descent the second
+    pushes the particles apart. A single particle gets exactly its own score, as from `independent`; particles
+    that coincide get the mean of their scores.
+
+    In latents of thousands of dimensions all distances are about alike, so the median heuristic makes K about
+    1 / (N + 1) off the diagonal. The published step is then about `(s_i + mean_j s_j) / (N + 1)`, which
+    shrinks as particles are added; the normalised one about `(s_i + mean_j s_j) / 2`, whatever their number.
+
+    Args:
+        residuals: scores `s_i`, of any floating dtype.
+        particles: noisy latents `x_i`.
+        bandwidth: see `rbf_kernel`.
+        normalize: see above.
+
+    Returns:
+        The direction for descent, before the weight w(t), in the dtype of `residuals`.
+
+    Raises:
+        InputError: a bandwidth that cannot be used, see `rbf_kernel`.
+    """
+    kernel, gamma = rbf_kernel(particles, bandwidth)
+    kernel = kernel / (kernel.sum(1, keepdim=True) if normalize else len(kernel))
+
+    scores = residuals.flatten(1).double()  # (N, D)
+    x = particles.flatten(1).double()
+    x = x - x.mean(0)  # leaves the differences as they are and spares their digits below
+    differences = x * kernel.sum(1, keepdim=True) - kernel @ x  # sum_j K_ij (x_i - x_j), without (N, N, D)
+    direction = kernel @ scores - 2 * gamma * differences
+    return direction.view_as(residuals).to(residuals.dtype)
+
+
+def rbf_kernel(
+    particles: Float[Tensor, "n c h w"], bandwidth: Bandwidth = "median"
+) -> tuple[Float[Tensor, "n n"], float]:
+    r"""The kernel `K_ij = exp(-gamma d2_ij)` of flattened particles, `d2_ij = |x_i - x_j|^2`, and its gamma.
+
+    Computed in float64 whatever the dtype of the particles: for so few of them it costs nothing, and neither
+    autocast nor TF32 gets at it.
+
+    Args:
+        particles: `x_i`.
+        bandwidth:
+            "median": `gamma = ln(N + 1) / median_{i<j} d2_ij`, the median heuristic over pairs of different
+            particles. When it is zero, because there is one particle or most coincide, gamma is 0 and K all
+            ones, the limit of particles that coincide.
+            "paper": the same with the median over all N x N entries, zero diagonal included, the lower of the
+            two middle ones, as in CSD's released code. It needs three particles.
+            a number h > 0: `gamma = 1 / h`, h in units of d2.
+
+    Raises:
+        InputError: "paper" with fewer than three particles, or a number that is not positive and finite.
+    """
+    x = particles.flatten(1).double()  # (N, D)
+    # cdist's faster form through a matrix product loses the distances between close particles.
+    d2 = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # (N, N)
+    gamma = _gamma(d2, bandwidth)
+    return torch.exp(-gamma * d2), gamma
+
+
+def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:
+    count = len(d2)
+    if bandwidth == "median":
+        if count == 1:
+            return 0.0
+        i, j = torch.triu_indices(count, count, offset=1, device=d2.device)
+        median = d2[i, j].quantile(0.5).item()
+    elif bandwidth == "paper":
+        if count < 3:
+            raise InputError(
+                "the SVGD bandwidth 'paper' is undefined for so few particles",
+                expected="at least 3",
+                got=f"{count}",
+                hint="use the bandwidth 'median', or more particles",
+            )
+        median = d2.flatten().median().item()  # torch.median is the lower middle
+    elif isinstance(bandwidth, (int, float)) and math.isfinite(bandwidth) and bandwidth > 0:
+        return 1 / bandwidth
+    else:
+        raise InputError(
+            "unknown SVGD bandwidth",
+            expected="'median', 'paper' or a positive number",
+            got=repr(bandwidth),
+            hint="'median' suits any number of particles",
+        )
+    return math.log(count + 1) / median if median > 0 else 0.0

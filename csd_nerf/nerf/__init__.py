@@ -1,0 +1,1 @@
+"""The nerfstudio plugin: scenes that can be edited, and the edit itself."""

@@ -1,0 +1,136 @@
+"""The data of a scene on a CPU and of an edit: photos reduced on reading, whole views instead of rays."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional, Type  # noqa: UP035 - the forms that tyro and nerfstudio resolve
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
+from torch import Tensor
+
+from csd_nerf.errors import InputError
+from csd_nerf.nerf.views import fit_cameras, fit_photo
+
+
+@dataclass
+class SceneDataManagerConfig(VanillaDataManagerConfig):
+    """nerfstudio's plain data manager (no worker processes), with photos reduced on reading."""
+
+    _target: Type = field(default_factory=lambda: SceneDataManager)  # noqa: UP006
+    photo_size: Optional[int] = None  # noqa: UP045
+    """Photos whose short side is longer, in pixels, are reduced to this; None leaves them as they are."""
+
+
+class SceneDataManager(VanillaDataManager[InputDataset]):
+    """`VanillaDataManager` that reduces large photos."""
+
+    config: SceneDataManagerConfig
+
+    def create_train_dataset(self) -> InputDataset:
+        """The training split at the reduced size."""
+        self._reduce(self.train_dataparser_outputs.cameras)
+        return super().create_train_dataset()
+
+    def _reduce(self, cameras: Cameras) -> None:
+        if self.config.photo_size is not None:
+            short_side = int(torch.minimum(cameras.height, cameras.width).min())
+            self.config.camera_res_scale_factor = min(1.0, self.config.photo_size / short_side)
+
+
+@dataclass
+class EditDataManagerConfig(SceneDataManagerConfig):
+    """Whole views instead of random rays."""
+
+    _target: Type = field(default_factory=lambda: EditDataManager)  # noqa: UP006
+
+
+class EditDataManager(SceneDataManager):
+    """Serves whole views; reads a photo when it is first needed."""
+
+    config: EditDataManagerConfig
+    rays_per_step: int = 0
+    """For the rays-per-second display; set by the pipeline."""
+
+    def setup_train(self) -> None:
+        """Nothing is read ahead: an edit looks at a few photos, at the size of its views."""
+
+    def setup_eval(self) -> None:
+        """The loader that `ns-eval` goes through."""
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(
+            input_dataset=self.eval_dataset, device=self.device, num_workers=0
+        )
+
+    def get_train_rays_per_batch(self) -> int:
+        """Rays of one edit step."""
+        return self.rays_per_step
+
+    def train_cameras(self, height: int, width: int) -> Cameras:
+        """All training cameras, cropped to one shape, on the device."""
+        return fit_cameras(self.train_dataset.cameras, height, width).to(self.device)
+
+    def eval_cameras(self, height: int, width: int, count: int) -> tuple[Cameras, list[int]]:
+        """Up to `count` cameras spread over the evaluation split (or the training split if that is empty)."""
+        dataset = self.eval_dataset if len(self.eval_dataset) else self.train_dataset
+        chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long()
+        return fit_cameras(dataset.cameras[chosen], height, width).to(self.device), chosen.tolist()
+
+    def train_photos(self, indices: Sequence[int], height: int, width: int) -> Tensor:
+        """Source photos (N, 3, height, width) of training cameras, 0..1, as their cropped cameras see them."""
+        photos = [
+            fit_photo(self.train_dataset.get_image_float32(index), height, width) for index in indices
+        ]
+        return torch.stack(photos).to(self.device)
+
+
+def check_dataset(data: Path | None, dataparser: DataParserConfig) -> None:
+    """See that a dataset is there and whole before anything is built from it.
+
+    Only nerfstudio's own format (`transforms.json`) is looked into; other dataparsers report for
+    themselves.
+
+    Raises:
+        InputError: when no dataset was given, or it is missing, lists no cameras, or lacks images.
+    """
+    how = "pass `--data SCENE`, a folder made by `ns-process-data` with transforms.json and images"
+    if data is None or data == Path():
+        raise InputError("no dataset was given", expected="a captured scene", got="nothing", hint=how)
+    if not isinstance(dataparser, NerfstudioDataParserConfig):
+        return
+    file = data if data.suffix == ".json" else data / "transforms.json"
+    if not file.exists():
+        got = "no such folder" if not data.exists() else f"{data} without transforms.json"
+        raise InputError(f"there is no dataset at {data}", expected=str(file), got=got, hint=how)
+    try:
+        frames = json.loads(file.read_text(encoding="utf8")).get("frames")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read", expected="a JSON object", got=str(error), hint=how) from error
+    if not frames:
+        raise InputError(
+            f"{file} lists no cameras",
+            expected='a "frames" list with file_path and transform_matrix',
+            got="no frames",
+            hint="run `ns-process-data` again; if COLMAP found no poses, add photos that overlap more",
+        )
+    without_pose = [frame for frame in frames if "file_path" not in frame or "transform_matrix" not in frame]
+    if without_pose:
+        raise InputError(
+            f"{file} has frames without a camera",
+            expected="file_path and transform_matrix in every frame",
+            got=f"{len(without_pose)} of {len(frames)} frames without one of them",
+            hint="remove those frames, or run `ns-process-data` again",
+        )
+    missing = [frame["file_path"] for frame in frames if not (file.parent / frame["file_path"]).exists()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(frames)} images of {file.parent} are missing",
+            expected=f"{file.parent / missing[0]}",
+            got="no such file",
+            hint="copy the images next to transforms.json, or remove their frames from it",
+        )

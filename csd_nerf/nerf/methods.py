@@ -1,0 +1,174 @@
+"""The methods this package registers with nerfstudio.
+
+Every `ns-*` command imports this module: neither diffusers nor transformers may be imported from it.
+"""
+
+import copy
+
+import numpy as np
+import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from csd_nerf.distillation.objective import ObjectiveConfig
+from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
+from csd_nerf.nerf.model import CsdNerfactoModelConfig
+from csd_nerf.nerf.pipeline import EditPipelineConfig
+from csd_nerf.nerf.trainer import EditTrainerConfig, SceneTrainerConfig
+
+# nerfstudio checkpoints hold numpy scalars (its schedulers' learning rates); torch 2.6 and later load
+# only listed types. These three are data, not code.
+torch.serialization.add_safe_globals([np.core.multiarray.scalar, np.dtype, type(np.dtype(np.float64))])
+
+
+def _adam(lr: float, lr_final: float | None = None, max_steps: int = 200_000) -> dict:
+    decay = ExponentialDecaySchedulerConfig(lr_final=lr_final, max_steps=max_steps) if lr_final else None
+    return {"optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": decay}
+
+
+_TINY_FIELD = {
+    "num_levels": 6,
+    "log2_hashmap_size": 15,
+    "max_res": 256,
+    "hidden_dim": 32,
+    "hidden_dim_color": 32,
+    "num_proposal_iterations": 1,
+    "num_proposal_samples_per_ray": (24,),
+    "num_nerf_samples_per_ray": 12,
+    "proposal_net_args_list": [
+        {"hidden_dim": 16, "log2_hashmap_size": 14, "num_levels": 4, "max_res": 64, "use_linear": False}
+    ],
+    "proposal_warmup": 500,
+    "proposal_weights_anneal_max_num_iters": 300,
+    "average_init_density": 0.01,
+    "eval_num_rays_per_chunk": 1 << 13,
+    "implementation": "torch",
+}
+"""A field and a sampling that two CPU cores carry."""
+
+csd_nerfacto = MethodSpecification(
+    config=SceneTrainerConfig(
+        method_name="csd-nerfacto",
+        steps_per_eval_batch=500,
+        steps_per_save=2000,
+        max_num_iterations=30000,
+        mixed_precision=True,
+        pipeline=VanillaPipelineConfig(
+            datamanager=ParallelDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=4096,
+                eval_num_rays_per_batch=4096,
+            ),
+            model=CsdNerfactoModelConfig(
+                eval_num_rays_per_chunk=1 << 15,
+                average_init_density=0.01,
+                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+            ),
+        ),
+        optimizers={
+            "proposal_networks": _adam(1e-2, 1e-4),
+            "fields": _adam(1e-2, 1e-4),
+            "camera_opt": _adam(1e-3, 1e-4, 5000),
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        vis="viewer",
+    ),
+    description="Nerfacto for a scene to be edited: builds offline, no per-photo appearance codes.",
+)
+
+csd_nerfacto_tiny = MethodSpecification(
+    config=SceneTrainerConfig(
+        method_name="csd-nerfacto-tiny",
+        steps_per_eval_batch=0,
+        steps_per_eval_image=0,
+        steps_per_eval_all_images=0,
+        steps_per_save=500,
+        max_num_iterations=1500,
+        machine=MachineConfig(device_type="cpu"),
+        pipeline=VanillaPipelineConfig(
+            datamanager=SceneDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(),
+                photo_size=128,
+                train_num_rays_per_batch=2048,
+                eval_num_rays_per_batch=2048,
+            ),
+            model=CsdNerfactoModelConfig(
+                **_TINY_FIELD,
+                camera_optimizer=CameraOptimizerConfig(mode="off"),
+            ),
+        ),
+        optimizers={
+            "proposal_networks": _adam(1e-2, 1e-3, 1500),
+            "fields": _adam(1e-2, 1e-3, 1500),
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 13),
+        vis="viewer",
+    ),
+    description="The same in minutes on two CPU cores: 128-pixel photos and a small field.",
+)
+
+csd_edit = MethodSpecification(
+    config=EditTrainerConfig(
+        method_name="csd-edit",
+        steps_per_eval_batch=0,
+        steps_per_eval_image=0,
+        steps_per_eval_all_images=0,
+        steps_per_save=100,
+        max_num_iterations=1000,
+        mixed_precision=True,
+        pipeline=EditPipelineConfig(
+            datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig()),
+            model=CsdNerfactoModelConfig(
+                eval_num_rays_per_chunk=1 << 15,
+                average_init_density=0.01,
+                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+            ),
+        ),
+        optimizers={"proposal_networks": _adam(1e-2), "fields": _adam(1e-2)},
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        vis="viewer+tensorboard",
+    ),
+    description="Edit a trained scene by a text instruction with CSD-Edit (InstructPix2Pix, 24 GB GPU).",
+)
+
+csd_edit_tiny = MethodSpecification(
+    config=EditTrainerConfig(
+        method_name="csd-edit-tiny",
+        steps_per_eval_batch=0,
+        steps_per_eval_image=0,
+        steps_per_eval_all_images=0,
+        steps_per_save=25,
+        max_num_iterations=100,
+        machine=MachineConfig(device_type="cpu"),
+        pipeline=EditPipelineConfig(
+            datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig(), photo_size=128),
+            model=CsdNerfactoModelConfig(**_TINY_FIELD, camera_optimizer=CameraOptimizerConfig(mode="off")),
+            prior="tiny-instruct",
+            objective=ObjectiveConfig(min_timestep=0.02, max_timestep=0.6),
+            particles=4,
+            render_size=64,
+            gradient_share=1.0,
+            rays_per_chunk=4096,
+            vae_batch_size=4,
+            picture_size=128,
+            steps_per_picture=25,
+            turntable_frames=48,
+        ),
+        optimizers={"proposal_networks": _adam(1e-2), "fields": _adam(1e-2)},
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 13),
+        vis="viewer+tensorboard",
+    ),
+    description="The same edit on two CPU cores with the bundled prior tiny-instruct, 64-pixel views.",
+)
+
+METHODS = {
+    str(method.config.method_name): copy.deepcopy(method.config)
+    for method in (csd_nerfacto, csd_nerfacto_tiny, csd_edit, csd_edit_tiny)
+}
+"""Each method's configuration before a command line changes it."""

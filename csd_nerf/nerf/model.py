@@ -1,0 +1,135 @@
+"""Nerfacto for scenes that will be edited: builds offline, and loads what stock nerfacto saved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from unittest.mock import patch
+
+import torch
+from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
+from nerfstudio.utils.external import TCNN_EXISTS
+from torch import Tensor
+
+from csd_nerf.errors import InputError
+
+
+@dataclass
+class CsdNerfactoModelConfig(NerfactoModelConfig):
+    """Nerfacto without an appearance embedding; everything else has nerfacto's defaults."""
+
+    _target: Type = field(default_factory=lambda: CsdNerfactoModel)  # noqa: UP006
+    use_appearance_embedding: bool = False
+    """Per-photo appearance codes. Off: an edit renders from cameras that have no code of their own."""
+    lpips: bool = False
+    """Also report LPIPS at evaluation. Needs torchvision's AlexNet weights (downloaded on first use)."""
+
+
+class CsdNerfactoModel(NerfactoModel):
+    """`NerfactoModel` that needs no network to be built and falls back to torch without a GPU."""
+
+    config: CsdNerfactoModelConfig
+
+    def populate_modules(self) -> None:
+        """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
+        if not (TCNN_EXISTS and torch.cuda.is_available()):
+            self.config.implementation = "torch"
+        if self.config.lpips:
+            super().populate_modules()
+            return
+        # The parent constructs LPIPS unconditionally, at the end of a long method: replacing that one
+        # name while it runs is the only way to keep everything else the parent's.
+        with patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", _NoLpips):
+            super().populate_modules()
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The parent's metrics and pictures, without LPIPS unless the configuration asks for it."""
+        metrics, images = super().get_image_metrics_and_images(outputs, batch)
+        if not self.config.lpips:
+            del metrics["lpips"]
+        return metrics, images
+
+    def load_scene(self, pipeline_state: Mapping[str, Any], origin: str) -> None:
+        """Load the weights of a trained scene from the `pipeline` entry of a nerfstudio checkpoint.
+
+        Args:
+            pipeline_state: as saved by `VanillaPipeline.state_dict`; stock nerfacto's LPIPS weights
+                are ignored.
+            origin: where it came from, for the error message.
+
+        Raises:
+            InputError: when the checkpoint holds another method, another implementation
+                (tiny-cuda-nn or torch), other field sizes or another number of cameras.
+        """
+        saved = _scene_weights(pipeline_state)
+        own = _scene_weights({f"_model.{name}": value for name, value in self.state_dict().items()})
+        _check_same_shapes(saved, own, origin)
+        self.load_state_dict(saved, strict=False)
+
+
+class _NoLpips:
+    """Stands where the parent puts LPIPS; its value is dropped again."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def __call__(self, *_: Tensor) -> float:
+        return float("nan")
+
+
+def _scene_weights(pipeline_state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The model's tensors, without the prefixes of pipeline and data parallelism and without metrics."""
+    prefixed = {name.removeprefix("module."): value for name, value in pipeline_state.items()}
+    model = {
+        name.removeprefix("_model.").removeprefix("module."): value
+        for name, value in prefixed.items()
+        if name.startswith("_model.")
+    }
+    return {name: value for name, value in model.items() if not name.startswith(("lpips.", "psnr."))}
+
+
+def _check_same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:
+    if not any(name.startswith("field.") for name in saved) or not any(
+        name.startswith("proposal_networks.") for name in saved
+    ):
+        raise InputError(
+            f"{origin} is not a nerfacto scene",
+            expected="a checkpoint of csd-nerfacto, csd-nerfacto-tiny or nerfacto",
+            got=f"weights named {', '.join(sorted(saved)[:3]) or 'nothing'} ...",
+            hint="train the scene with `ns-train csd-nerfacto --data SCENE` and pass that run",
+        )
+    missing, unexpected = own.keys() - saved.keys(), saved.keys() - own.keys()
+    saved_is_tcnn, own_is_tcnn = (_is_tcnn(weights) for weights in (saved, own))
+    if saved_is_tcnn != own_is_tcnn:
+        kinds = {True: "tiny-cuda-nn", False: "torch"}
+        raise InputError(
+            f"{origin} was trained with the other implementation of the fields",
+            expected=f"weights of the {kinds[own_is_tcnn]} implementation, the one in use here",
+            got=f"weights of the {kinds[saved_is_tcnn]} implementation",
+            hint="install tiny-cuda-nn and use a GPU"
+            if saved_is_tcnn
+            else "edit with `--pipeline.model.implementation torch`, or train the scene again",
+        )
+    other_shape = [name for name in own if name in saved and own[name].shape != saved[name].shape]
+    if any(name.startswith("camera_optimizer.") for name in other_shape):
+        name = next(name for name in other_shape if name.startswith("camera_optimizer."))
+        raise InputError(
+            f"{origin} was trained on another set of cameras",
+            expected=f"{own[name].shape[0]} training cameras, as in the data given",
+            got=f"{saved[name].shape[0]} training cameras",
+            hint="pass the `--data` and the dataparser options that the scene was trained with",
+        )
+    if other_shape or missing or unexpected:
+        name = (other_shape or sorted(missing) or sorted(unexpected))[0]
+        raise InputError(
+            f"{origin} has fields of other sizes",
+            expected=f"{name} {tuple(own[name].shape) if name in own else 'absent'}",
+            got=f"{name} {tuple(saved[name].shape) if name in saved else 'absent'}",
+            hint="leave the `--pipeline.model` sizes to the run's own config.yml, "
+            "or give the ones the scene was trained with",
+        )
+
+
+def _is_tcnn(weights: Mapping[str, Tensor]) -> bool:
+    """tiny-cuda-nn keeps every network in one flat `params` tensor."""
+    return any(name.startswith("field.") and name.endswith(".params") for name in weights)

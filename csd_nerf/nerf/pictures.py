@@ -1,0 +1,68 @@
+"""What an edit leaves to look at: before/after sheets and a turntable video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+
+def sheet(rows: Iterable[Float[Tensor, "n 3 h w"]], gap: int = 4) -> Float[Tensor, "height width 3"]:
+    """Pictures laid out in rows on white, (H, W, 3), 0..1."""
+    lines = []
+    for images in rows:
+        padded = [_pad(image.permute(1, 2, 0), gap) for image in images]
+        lines.append(torch.cat(padded, dim=1))
+    return torch.cat(lines, dim=0)[: -gap or None, : -gap or None]
+
+
+def _pad(image: Tensor, gap: int) -> Tensor:
+    padded = image.new_ones(image.shape[0] + gap, image.shape[1] + gap, 3)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
+def save_png(picture: Float[Tensor, "h w 3"], path: Path) -> None:
+    """Write a picture (0..1); an older one of that name is replaced only by a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    Image.fromarray(to_bytes(picture)).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def save_video(frames: Iterable[Float[Tensor, "h w 3"]], path: Path, frames_per_second: int = 24) -> None:
+    """Write an H.264 video that browsers play; an older one is replaced only by a whole one.
+
+    Args:
+        frames: pictures of one even height and width, 0..1.
+        path: ending in .mp4.
+        frames_per_second: playback rate.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = None
+        for frame in frames:
+            pixels = to_bytes(frame)
+            if stream is None:
+                stream = container.add_stream("libx264", rate=Fraction(frames_per_second))
+                stream.height, stream.width = pixels.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.options = {"crf": "18"}
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        if stream is not None:
+            container.mux(stream.encode())
+    os.replace(partial, path)
+
+
+def to_bytes(picture: Float[Tensor, "h w 3"]) -> np.ndarray:
+    """8-bit RGB of a picture in 0..1."""
+    return (picture.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()

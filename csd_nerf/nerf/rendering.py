@@ -1,0 +1,113 @@
+"""Whole views out of a NeRF with a gradient, in memory that does not grow with the number of views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
+from nerfstudio.models.nerfacto import NerfactoModel
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass
+class RenderedViews:
+    """What a step draws.
+
+    Attributes:
+        images: (N, 3, H, W), 0..1, with a gradient to the model's parameters.
+        interlevel: nerfacto's proposal loss on the rays that carry a gradient, scalar.
+        distortion: nerfacto's distortion loss on the same rays, scalar.
+    """
+
+    images: Float[Tensor, "n 3 h w"]
+    interlevel: Tensor
+    distortion: Tensor
+
+
+def render_views(
+    model: NerfactoModel,
+    cameras: Cameras,
+    indices: list[int],
+    *,
+    rays_per_chunk: int,
+    gradient_share: float = 1.0,
+) -> RenderedViews:
+    """Render the cameras `indices` differentiably.
+
+    Every chunk of rays runs under `torch.utils.checkpoint`: only the rays and colours of the views are
+    kept, and the backward pass renders one chunk at a time again.
+
+    With `gradient_share` below 1 only a random share of each view's pixels carries a gradient, enlarged
+    by the inverse of the share. Every pixel is equally likely to be among them, so the expected gradient
+    is that of the whole view; the other pixels are rendered once, without a graph.
+
+    Args:
+        model: in training mode, on the cameras' device, after `train_proposals_always`.
+        cameras: of the whole training split, all of one size; their index selects the pose correction.
+        indices: N of them.
+        rays_per_chunk: rays rendered at a time.
+        gradient_share: in (0, 1].
+    """
+    images, interlevel, distortion = [], [], []
+    for index in indices:
+        rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
+        height, width = rays.shape
+        rays = rays.flatten()
+        order = torch.randperm(len(rays), device=rays.origins.device)
+        carrying = max(1, round(gradient_share * len(rays)))
+        pieces = []
+        for chunk in _chunks(order[:carrying], rays_per_chunk):
+            rgb, between_levels, spread = checkpoint(_render_rays, model, rays, chunk, use_reentrant=False)
+            pieces.append(_enlarge_gradient(rgb.float(), len(rays) / carrying))
+            interlevel.append(between_levels * (len(chunk) / carrying))
+            distortion.append(spread * (len(chunk) / carrying))
+        with torch.no_grad():
+            pieces += [
+                _render_rays(model, rays, chunk)[0].float()
+                for chunk in _chunks(order[carrying:], rays_per_chunk)
+            ]
+        colours = torch.cat(pieces)[torch.argsort(order)]  # (H * W, 3), back in row-major order
+        images.append(colours.view(height, width, 3).permute(2, 0, 1))
+    count = len(indices)
+    return RenderedViews(
+        images=torch.stack(images),
+        interlevel=torch.stack(interlevel).sum() / count,
+        distortion=torch.stack(distortion).sum() / count,
+    )
+
+
+def train_proposals_always(model: NerfactoModel) -> None:
+    """Let every chunk train the proposal networks, from now on.
+
+    Nerfacto's sampler decides by a counter which calls do; under checkpointing the second rendering of
+    a chunk would decide differently from the first, and the gradient would not match.
+    """
+    model.proposal_sampler.update_sched = lambda step: -1
+
+
+def _render_rays(model: NerfactoModel, rays: RayBundle, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Colours (R, 3) and the two regularisers of some rays.
+
+    The rays are selected here, not by the caller: the pose correction writes into the bundle it is
+    given, and under checkpointing this function runs twice.
+    """
+    outputs = model(rays[chunk])
+    levels = outputs["weights_list"], outputs["ray_samples_list"]
+    return outputs["rgb"], interlevel_loss(*levels), distortion_loss(*levels)
+
+
+def _chunks(indices: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Pieces of nearly equal length, none longer than `size`."""
+    if not len(indices):
+        return ()
+    return torch.tensor_split(indices, -(-len(indices) // size))
+
+
+def _enlarge_gradient(values: Tensor, factor: float) -> Tensor:
+    """The same values; their gradient is multiplied by `factor`."""
+    return values.detach() + factor * (values - values.detach())

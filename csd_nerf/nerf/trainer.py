@@ -1,0 +1,257 @@
+"""Trainers that check their input first; the edit's own start, resume and failure handling."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+
+import torch
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from csd_nerf.distillation.objective import NonFiniteResidual
+from csd_nerf.errors import InputError, exit_on_input_error
+from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.pipeline import EditPipeline, EditPipelineConfig
+from csd_nerf.nerf.runs import adopt, find_run
+
+NON_FINITE_STEPS_IN_A_ROW = 5
+"""So many skipped steps in a row end the edit: it will not recover by itself."""
+
+
+@dataclass
+class SceneTrainerConfig(TrainerConfig):
+    """nerfstudio's trainer, with bad input refused before anything is built."""
+
+    def set_timestamp(self) -> None:
+        """Check the input; nerfstudio calls this first once the command line is complete."""
+        with exit_on_input_error():
+            self.check()
+        super().set_timestamp()
+
+    def check(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            InputError: see `check_device` and `check_dataset`.
+        """
+        check_device(self.machine.device_type)
+        datamanager: Any = self.pipeline.datamanager
+        check_dataset(self.data or datamanager.data or datamanager.dataparser.data, datamanager.dataparser)
+
+
+@dataclass
+class EditTrainerConfig(SceneTrainerConfig):
+    """A trained scene (`--load-dir`) and a prompt; steps count from the start of the edit."""
+
+    _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
+    pipeline: EditPipelineConfig = field(default_factory=EditPipelineConfig)
+    """The edit."""
+
+    def check(self) -> None:
+        """Find the source run, complete this configuration from it, and refuse what cannot work.
+
+        `--load-dir` may be a scene, which is then edited from the start, or an unfinished edit, which
+        is then continued with its own settings except for those given anew.
+
+        Raises:
+            InputError: for a missing or empty prompt, run, dataset or prior, or a device that is absent.
+        """
+        from csd_nerf.nerf.methods import METHODS
+        from csd_nerf.priors.loading import check_prior
+
+        check_device(self.machine.device_type)
+        self._take_prompt()
+        run = find_run(self._run_path(), self.load_step)
+        default = METHODS[str(self.method_name)]
+        if isinstance(run.config, EditTrainerConfig):
+            if run.config.method_name != self.method_name:
+                raise InputError(
+                    f"{run.checkpoint.parent.parent} is an edit by another method",
+                    expected=f"a trained scene, or an edit by {self.method_name} to be continued",
+                    got=f"an edit by {run.config.method_name}",
+                    hint=f"continue it with `ns-train {run.config.method_name}`",
+                )
+            saved = run.config
+            self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline)
+            if self.max_num_iterations == default.max_num_iterations:
+                self.max_num_iterations = saved.max_num_iterations
+            if self.machine.seed == default.machine.seed:
+                self.machine.seed = saved.machine.seed
+            if saved.pipeline.prompt != self.pipeline.prompt:
+                raise InputError(
+                    f"{run.checkpoint.parent.parent} is an edit with another prompt",
+                    expected=f"the prompt it was begun with, {saved.pipeline.prompt!r}, to continue it",
+                    got=repr(self.pipeline.prompt),
+                    hint=f"leave out --prompt, or edit the source scene: --load-dir {saved.pipeline.source_checkpoint}",
+                )
+        else:
+            self.pipeline.source_checkpoint = run.checkpoint
+            if run.config is not None:
+                saved_pipeline, usual = run.config.pipeline, default.pipeline
+                self.pipeline.model = adopt(self.pipeline.model, usual.model, saved_pipeline.model)
+                own, theirs = self.pipeline.datamanager, saved_pipeline.datamanager
+                own.data = own.data or getattr(theirs, "data", None)
+                if own.dataparser == usual.datamanager.dataparser:
+                    own.dataparser = getattr(theirs, "dataparser", own.dataparser)
+        self.load_dir, self.load_checkpoint = None, run.checkpoint
+        self.data = self.data or self.pipeline.datamanager.data
+        self.pipeline.datamanager.data = self.data
+        if not self.pipeline.prompt.strip():
+            raise InputError(
+                "no prompt was given",
+                expected="what to change, in words",
+                got="an empty prompt",
+                hint='add `--prompt "turn the bear into a polar bear"`',
+            )
+        super().check()
+        source = self.pipeline.source_checkpoint
+        if source is None or not source.exists():
+            raise InputError(
+                "the scene that this edit started from is gone",
+                expected=f"{source}, for the before pictures and the viewer's reset",
+                got="no such file",
+                hint="put the source run back where it was",
+            )
+        check_prior(self.pipeline.prior)
+
+    def _take_prompt(self) -> None:
+        """`--prompt` and `--pipeline.prompt` are one setting."""
+        if self.prompt is not None:
+            if self.pipeline.prompt and self.pipeline.prompt != self.prompt:
+                raise InputError(
+                    "two different prompts were given",
+                    expected="--prompt or --pipeline.prompt",
+                    got=f"{self.prompt!r} and {self.pipeline.prompt!r}",
+                    hint="leave one of them out",
+                )
+            self.pipeline.prompt = self.prompt
+            # nerfstudio's own alias puts it on the model, where nothing reads it.
+            vars(self.pipeline.model).pop("prompt", None)
+
+    def _run_path(self) -> Path:
+        path = self.load_dir or self.load_checkpoint
+        if path is None:
+            raise InputError(
+                "no source scene was given",
+                expected="--load-dir with the run folder of a trained scene",
+                got="neither --load-dir nor --load-checkpoint",
+                hint="train the scene first: `ns-train csd-nerfacto --data SCENE`",
+            )
+        return path
+
+
+class EditTrainer(Trainer):
+    """nerfstudio's trainer for an edit: begins at step 0 of the edit, or where its checkpoint ended."""
+
+    config: EditTrainerConfig
+    pipeline: EditPipeline
+
+    def setup(self, test_mode: Any = "val") -> None:
+        """Build the pipeline and load source scene, prior and, for a resume, the edit so far."""
+        self._skipped_in_a_row = 0
+        with exit_on_input_error():
+            super().setup(test_mode)
+
+    def _load_checkpoint(self) -> None:
+        """Begin the edit; continue it when the checkpoint is one of an edit."""
+        source = self.config.pipeline.source_checkpoint
+        checkpoint = self.config.load_checkpoint
+        assert source is not None and checkpoint is not None, "EditTrainerConfig.check sets both"
+        self.pipeline.begin_edit(
+            torch.load(source, map_location="cpu")["pipeline"],
+            seed=self.config.machine.seed,
+            max_steps=self.config.max_num_iterations,
+            origin=str(source),
+        )
+        if checkpoint == source:
+            CONSOLE.print(f"Editing {source}: {self.config.pipeline.prompt!r}")
+            return
+        # The source's optimisers and schedulers are not those of the edit; the edit's own are.
+        super()._load_checkpoint()
+        if self._start_step >= self.config.max_num_iterations:
+            raise InputError(
+                f"the edit in {checkpoint.parent.parent} is finished",
+                expected=f"a checkpoint before step {self.config.max_num_iterations}",
+                got=f"one after step {self._start_step}",
+                hint="ask for more with --max-num-iterations, or open it with ns-viewer",
+            )
+
+    def train(self) -> None:
+        """Run to `max_num_iterations` steps in all, counted from the start of the edit."""
+        total = self.config
+        # The parent's number is of steps still to do; the progress display was set up with the total.
+        self.config = dataclasses.replace(
+            total, max_num_iterations=total.max_num_iterations - self._start_step
+        )
+        try:
+            super().train()
+        finally:
+            self.config = total
+
+    def train_iteration(self, step: int) -> Any:
+        """The parent's step; a residual that is not finite skips it, and memory running out explains itself."""
+        try:
+            result = super().train_iteration(step)
+        except NonFiniteResidual as error:
+            self._skipped_in_a_row += 1
+            CONSOLE.print(f"[bold yellow]Step {step} skipped: {error}")
+            if self._skipped_in_a_row >= NON_FINITE_STEPS_IN_A_ROW:
+                self._stop_with_checkpoint(
+                    step,
+                    f"{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
+                    "--pipeline.objective.text-guidance or use --pipeline.prior-precision float32.",
+                )
+            zero = torch.zeros((), device=self.pipeline.device)
+            return zero, {}, {}
+        except torch.OutOfMemoryError as error:
+            self._stop_with_checkpoint(
+                step,
+                f"The device is out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
+                "--pipeline.unet-batch-size, --pipeline.rays-per-chunk, --pipeline.vae-batch-size, "
+                "--pipeline.particles, --pipeline.render-size.",
+            )
+        self._skipped_in_a_row = 0
+        return result
+
+    def _stop_with_checkpoint(self, step: int, why: str) -> None:
+        if step > self._start_step:
+            self.save_checkpoint(step - 1)
+            why += f" The edit so far is saved: continue with --load-dir {self.base_dir}"
+        CONSOLE.print(f"[bold red]{why}")
+        raise SystemExit(1)
+
+    def save_checkpoint(self, step: int) -> None:
+        """Save as the parent does, but in a way that a kill cannot leave half a checkpoint."""
+        folder = self.checkpoint_dir
+        self.checkpoint_dir = folder.with_name(f".{folder.name}-unfinished")
+        try:
+            super().save_checkpoint(step)
+            name = f"step-{step:09d}.ckpt"
+            folder.mkdir(parents=True, exist_ok=True)
+            os.replace(self.checkpoint_dir / name, folder / name)
+            self.checkpoint_dir.rmdir()
+        finally:
+            self.checkpoint_dir = folder
+        if self.config.save_only_latest_checkpoint:
+            for older in folder.glob("step-*.ckpt"):
+                if older.name != name:
+                    older.unlink()
+
+
+def check_device(device_type: str) -> None:
+    """See that the device asked for is there.
+
+    Raises:
+        InputError: when it is not.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not present[device_type]:
+        raise InputError(
+            f"there is no {device_type} device",
+            expected=f"a device for --machine.device-type {device_type}",
+            got=f"only {', '.join(name for name, there in present.items() if there)}",
+            hint="use the -tiny method, made for a CPU (csd-nerfacto-tiny, csd-edit-tiny), "
+            "or --machine.device-type cpu",
+        )

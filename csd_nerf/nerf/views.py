@@ -1,0 +1,158 @@
+"""Which cameras are the particles, and how captures of any shape become views of one size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from torch import Tensor
+
+from csd_nerf.errors import InputError
+
+
+def view_size(cameras: Cameras, short_side: int, multiple: int) -> tuple[int, int]:
+    """Height and width, in pixels, in which all views of a capture are rendered for the prior.
+
+    The aspect ratio is the median of the capture's; the long side is rounded to what the prior's
+    autoencoder can take.
+
+    Raises:
+        InputError: when `short_side` is not a multiple of the autoencoder's factor.
+    """
+    if short_side <= 0 or short_side % multiple:
+        lower = max(short_side // multiple, 1) * multiple
+        raise InputError(
+            "the render size does not fit the prior's autoencoder",
+            expected=f"a positive multiple of {multiple}",
+            got=f"{short_side}",
+            hint=f"use `--pipeline.render-size {lower}` or {lower + multiple}",
+        )
+    aspect = float(torch.median(cameras.width.float() / cameras.height.float()))  # width / height
+    long_side = max(multiple, round(short_side * max(aspect, 1 / aspect) / multiple) * multiple)
+    return (short_side, long_side) if aspect >= 1 else (long_side, short_side)
+
+
+def fit_cameras(cameras: Cameras, height: int, width: int) -> Cameras:
+    """Cameras (N) that see the largest centred part of each photo with the shape (height, width)."""
+    scale = torch.maximum(height / cameras.height.float(), width / cameras.width.float())  # (N, 1)
+    return Cameras(
+        camera_to_worlds=cameras.camera_to_worlds,
+        fx=cameras.fx * scale,
+        fy=cameras.fy * scale,
+        cx=cameras.cx * scale - (cameras.width * scale - width) / 2,
+        cy=cameras.cy * scale - (cameras.height * scale - height) / 2,
+        width=torch.full_like(cameras.width, width),
+        height=torch.full_like(cameras.height, height),
+        distortion_params=cameras.distortion_params,
+        camera_type=cameras.camera_type,
+        times=cameras.times,
+        metadata=cameras.metadata,
+    )
+
+
+def fit_photo(photo: Float[Tensor, "h w c"], height: int, width: int) -> Float[Tensor, "3 height width"]:
+    """The part of a photo (RGB or RGBA in 0..1) that `fit_cameras` sees, resampled with antialiasing."""
+    image = photo[..., :3]
+    if photo.shape[-1] == 4:
+        image = image * photo[..., 3:]
+    image = image.permute(2, 0, 1)[None]
+    scale = max(height / image.shape[-2], width / image.shape[-1])
+    # Cropping before resampling keeps the sub-pixel offset of `fit_cameras` to within half a photo pixel.
+    crop_height, crop_width = round(height / scale), round(width / scale)
+    top, left = (image.shape[-2] - crop_height) // 2, (image.shape[-1] - crop_width) // 2
+    image = image[..., top : top + crop_height, left : left + crop_width]
+    return F.interpolate(image, (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+class CameraSampler:
+    """Draws the cameras of a step: distinct, spread over the capture, all used equally often.
+
+    Cameras are sorted by their angle about the capture's centre and cut into as many sectors as there
+    are particles; a step takes one camera of each sector, and every sector is gone through in a new
+    random order each time. The draw depends on (seed, step) alone, so a resumed edit continues it.
+
+    Args:
+        cameras: of the training split, (N).
+        particles: how many a step takes.
+        seed: of the orders.
+
+    Raises:
+        InputError: when there are fewer cameras than particles.
+    """
+
+    def __init__(self, cameras: Cameras, particles: int, seed: int) -> None:
+        count = len(cameras)
+        if not 1 <= particles <= count:
+            raise InputError(
+                "there are not enough cameras for the particles of a step",
+                expected=f"between 1 and {count} particles, the number of training cameras",
+                got=f"{particles}",
+                hint=f"use `--pipeline.particles {min(4, count)}`, or a dataset with more photos",
+            )
+        positions = cameras.camera_to_worlds[:, :3, 3].cpu()
+        offset = positions - positions.mean(0)
+        by_angle = torch.argsort(torch.atan2(offset[:, 1], offset[:, 0]))
+        self.sectors = torch.tensor_split(by_angle, particles)
+        self.seed = seed
+
+    def __call__(self, step: int) -> list[int]:
+        """Indices of the training cameras of this step, one of each sector."""
+        return [self._draw(sector, number, step) for number, sector in enumerate(self.sectors)]
+
+    def _draw(self, sector: Tensor, number: int, step: int) -> int:
+        lap, place = divmod(step, len(sector))
+        order = np.random.default_rng((self.seed, number, lap)).permutation(len(sector))
+        return int(sector[order[place]])
+
+
+def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) -> Cameras:
+    """A closed orbit around what the capture looks at, at the capture's own height and distance.
+
+    Args:
+        cameras: of the capture, (N).
+        frames: number of cameras on the orbit.
+        height: of the frames, in pixels.
+        width: of the frames, in pixels.
+    """
+    positions = cameras.camera_to_worlds[:, :3, 3]
+    forward = -cameras.camera_to_worlds[:, :3, 2]
+    target = _closest_point(positions, forward)
+    up = torch.tensor([0.0, 0.0, 1.0], device=positions.device)
+    offset = positions - target
+    radius = offset[:, :2].norm(dim=1).median()
+    elevation = offset[:, 2].median()
+    angles = torch.arange(frames, device=positions.device) * (2 * math.pi / frames)
+    start = torch.atan2(offset[0, 1], offset[0, 0])
+    eyes = target + torch.stack(
+        [
+            radius * torch.cos(start + angles),
+            radius * torch.sin(start + angles),
+            elevation.expand(frames),
+        ],
+        dim=1,
+    )  # (frames, 3)
+    back = F.normalize(eyes - target, dim=1)
+    right = F.normalize(torch.linalg.cross(up.expand_as(back), back), dim=1)
+    poses = torch.stack([right, torch.linalg.cross(back, right), back, eyes], dim=-1)  # (frames, 3, 4)
+    fitted = fit_cameras(cameras, height, width)
+    return Cameras(
+        camera_to_worlds=poses,
+        fx=fitted.fx.median().item(),
+        fy=fitted.fy.median().item(),
+        cx=width / 2,
+        cy=height / 2,
+        width=width,
+        height=height,
+        camera_type=CameraType.PERSPECTIVE,
+    ).to(positions.device)
+
+
+def _closest_point(origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
+    """The point nearest to all viewing axes, in the least-squares sense."""
+    directions = F.normalize(directions, dim=1)
+    across = torch.eye(3, device=origins.device) - directions[:, :, None] * directions[:, None, :]
+    return torch.linalg.lstsq(across.sum(0), (across @ origins[:, :, None]).sum(0)).solution[:, 0]

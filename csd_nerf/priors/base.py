@@ -1,0 +1,113 @@
+"""The contract between a diffusion model and everything that distils from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Signal and noise levels of a diffusion: `x_t = alphas[t] x + sigmas[t] eps`.
+
+    For DDPM-type models `alphas[t]^2 = alphas_cumprod[t]` and `alphas[t]^2 + sigmas[t]^2 = 1`.
+
+    Args:
+        alphas: signal level of each timestep, (T,), falling.
+        sigmas: noise level of each timestep, (T,), rising.
+    """
+
+    alphas: Float[Tensor, " t"]
+    sigmas: Float[Tensor, " t"]
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Float[Tensor, " t"]) -> NoiseSchedule:
+        return cls(alphas=alphas_cumprod.sqrt(), sigmas=(1 - alphas_cumprod).sqrt())
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.alphas)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: int) -> Tensor:
+        """`alphas[t] * latents + sigmas[t] * noise`."""
+        return self.alphas[t].item() * latents + self.sigmas[t].item() * noise
+
+
+class Prior(ABC):
+    """A frozen diffusion model that says how pictures should change.
+
+    Deliberately not an `nn.Module`: a prior held by one would end up in its checkpoints. Pictures are RGB in
+    0..1. "Scaled" latents are those that are noised and denoised, of about unit deviation. All results are
+    float32.
+
+    Attributes:
+        schedule: noise levels of the timesteps.
+        latent_channels: channels c of the latents.
+        vae_factor: pixels per latent along each side; picture sides must be multiples of it.
+        device: where the models are.
+        dtype: precision of the U-Net.
+        unet_batch_size: most rows that go through the U-Net at once.
+        vae_batch_size: most pictures that go through the VAE at once.
+        unet_evaluations: rows the U-Net has evaluated so far.
+    """
+
+    schedule: NoiseSchedule
+    latent_channels: int
+    vae_factor: int
+    device: torch.device
+    dtype: torch.dtype
+    unet_batch_size: int
+    vae_batch_size: int
+    unet_evaluations: int = 0
+
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
+        """Scaled latents, the mode of the posterior; differentiable with respect to the pictures.
+
+        Works through `vae_batch_size` pictures at a time and recomputes them in the backward pass, so that
+        peak memory does not grow with n beyond pictures and latents.
+
+        Raises:
+            InputError: a side is not divisible by `vae_factor`.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
+        """Pictures of scaled latents, clamped to 0..1; no gradient."""
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:
+        """Text embeddings, cached by prompt.
+
+        The text encoder is in memory only while there are prompts that the cache does not hold.
+        """
+
+    @abstractmethod
+    def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:
+        """What the U-Net is shown of the source pictures; no gradient.
+
+        Raises:
+            InputError: a side is not divisible by `vae_factor`.
+        """
+
+    @abstractmethod
+    def predict_noise(
+        self,
+        noisy: Float[Tensor, "m c h w"],
+        t: int,
+        text: Float[Tensor, "m l d"],
+        condition: Float[Tensor, "m k h w"] | None,
+    ) -> Float[Tensor, "m c h w"]:
+        """The noise in noisy latents, whatever it is that the model itself predicts; no gradient.
+
+        Args:
+            noisy: `x_t`, scaled latents at timestep t.
+            t: timestep, an index into `schedule`, one for all rows.
+            text: an embedding for each row.
+            condition: from `condition`; a row of zeros, or None for all rows, is the model's "no picture".
+        """

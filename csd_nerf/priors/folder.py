@@ -1,0 +1,95 @@
+"""Checking a model folder in diffusers format with nothing but the standard library and safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from csd_nerf.errors import InputError
+
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+"""Folder of each part with weights, and how the weights' file names begin."""
+CONFIGS = (
+    "model_index.json",
+    *(f"{part}/config.json" for part in WEIGHTS),
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+)
+REPAIR_HINT = "save the model again with its pipeline's save_pretrained(folder), or download it again"
+
+
+def check_folder(folder: Path, *, with_weights: bool = True) -> None:
+    """Check that a folder holds a whole InstructPix2Pix model: every part, readable, of the right channels.
+
+    Args:
+        folder: the model's folder.
+        with_weights: whether the weights must be there, too.
+
+    Raises:
+        InputError: naming everything that is missing, or the first file that cannot be read.
+    """
+    missing = [name for name in CONFIGS if not (folder / name).is_file()]
+    weights = {
+        part: list((folder / part).glob(f"{stem}*.safetensors"))
+        for part, stem in WEIGHTS.items()
+        if with_weights
+    }
+    missing += [f"{part}/{WEIGHTS[part]}.safetensors" for part, files in weights.items() if not files]
+    if missing:
+        pickles = " (there are .bin weights, which are not read)" if any(folder.glob("*/*.bin")) else ""
+        raise InputError(
+            f"the prior in {folder} is missing parts",
+            expected="a folder in diffusers format with weights as safetensors",
+            got=f"no {', no '.join(missing)}{pickles}",
+            hint=REPAIR_HINT,
+        )
+    configs = {name: _read_json(folder / name) for name in CONFIGS}
+    for files in weights.values():
+        for file in files:
+            _check_weights(file)
+    unet, vae = configs["unet/config.json"], configs["vae/config.json"]
+    check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+
+
+def check_channels(unet_channels: int | None, latent_channels: int | None) -> None:
+    """Refuse a U-Net that does not take noisy latents and as many channels of image condition side by side.
+
+    Raises:
+        InputError: `unet_channels` is not twice `latent_channels`.
+    """
+    if unet_channels is None or latent_channels is None or unet_channels != 2 * latent_channels:
+        text_to_image = ", as of a text-to-image model" if unet_channels == latent_channels else ""
+        raise InputError(
+            "the prior is not an InstructPix2Pix model",
+            expected="a U-Net with twice as many input channels as the VAE has latent channels (8 and 4)",
+            got=f"{unet_channels} input channels and {latent_channels} latent channels{text_to_image}",
+            hint="use timbrooks/instruct-pix2pix, a model of its kind, or the bundled tiny-instruct",
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        content = error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{file} cannot be read", expected="a JSON object", got=f"{content}"[:200], hint=REPAIR_HINT
+        )
+    return content
+
+
+def _check_weights(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{file} cannot be read",
+            expected="a complete safetensors file",
+            got=f"{error} ({file.stat().st_size} bytes)",
+            hint=REPAIR_HINT + " (a file of a few hundred bytes is a git-lfs pointer: run `git lfs pull`)",
+        ) from error

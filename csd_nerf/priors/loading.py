@@ -1,0 +1,170 @@
+"""Finding, checking and loading a prior by name.
+
+A name is that of a bundled prior, a folder in diffusers format, or a model id on the Hugging Face hub.
+Importing this module and calling `check_prior` load neither diffusers nor transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from csd_nerf.errors import InputError
+from csd_nerf.priors.base import NoiseSchedule, Prior
+from csd_nerf.priors.folder import CONFIGS, REPAIR_HINT, WEIGHTS, check_folder
+
+if TYPE_CHECKING:
+    from csd_nerf.priors.instruct_pix2pix import TextModels
+
+BUNDLED = ("tiny-instruct",)
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+NAMES_HELP = "a bundled name (tiny-instruct), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+_WEIGHT_ENDINGS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")  # whole or in shards
+
+
+def check_prior(name: str) -> Path | None:
+    """Check, without loading anything heavy, that a prior can be what its name promises.
+
+    Args:
+        name: bundled name, folder, or hub id.
+
+    Returns:
+        The prior's folder, or None for a hub id, which is checked when it is loaded.
+
+    Raises:
+        InputError: no such prior; parts of the folder missing or unreadable; not an InstructPix2Pix model.
+    """
+    if name in BUNDLED:
+        from csd_nerf.bundled import bundled_path
+
+        folder = bundled_path(name)
+    else:
+        folder = Path(name).expanduser()
+        if not folder.exists() and HUB_ID.fullmatch(name):
+            return None
+        if not folder.is_dir():
+            raise InputError(
+                "there is no such prior",
+                expected=NAMES_HELP,
+                got=repr(name),
+                hint="check the spelling, or use tiny-instruct, which needs no download",
+            )
+    check_folder(folder)
+    return folder
+
+
+def load_prior(
+    name: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+    unet_batch_size: int = 20,
+    vae_batch_size: int = 1,
+    compile_unet: bool = False,
+) -> Prior:
+    """Load an InstructPix2Pix prior.
+
+    Args:
+        name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
+        device: where it is to run, such as "cuda", "cuda:1" or "cpu".
+        dtype: precision of the U-Net; None is float16 on CUDA, float32 on a CPU. The VAE is always float32.
+        unet_batch_size: most rows through the U-Net at once; a CSD-Edit step has 5 for each view.
+        vae_batch_size: most pictures through the VAE at once.
+        compile_unet: compile the U-Net with torch.compile: slow first steps, faster ones from then on.
+
+    Raises:
+        InputError: as `check_prior`; a model that cannot be fetched or read; CUDA asked for and absent.
+    """
+    device = _check_device(device)
+    folder = check_prior(name) or _download(name)
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
+
+    # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
+    scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
+    if scheduler.config.prediction_type not in PREDICTION_TYPES:
+        raise InputError(
+            "the prior predicts something that cannot be turned into noise",
+            expected=" or ".join(PREDICTION_TYPES),
+            got=f"prediction_type {scheduler.config.prediction_type!r} in its scheduler's config",
+            hint="use another model",
+        )
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    unet = _load_weights(UNet2DConditionModel, folder, "unet", dtype)
+    vae = _load_weights(AutoencoderKL, folder, "vae", torch.float32)
+    if device.type == "cuda":
+        unet = unet.to(memory_format=torch.channels_last)  # slower on CPUs
+    if compile_unet:
+        unet.compile()
+    return InstructPix2Pix(
+        unet=unet.to(device),
+        vae=vae.to(device),
+        load_text=partial(_load_text, folder),
+        schedule=NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod),
+        prediction_type=scheduler.config.prediction_type,
+        unet_batch_size=unet_batch_size,
+        vae_batch_size=vae_batch_size,
+    )
+
+
+def _load_weights(model: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """A frozen diffusers model; weights that do not fit its config are bad input."""
+    try:
+        return model.from_pretrained(folder, subfolder=part, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {part} in {folder} cannot be loaded",
+            expected="weights that fit its config.json",
+            got=str(error).strip()[:300],
+            hint=REPAIR_HINT,
+        ) from error
+
+
+def _load_text(folder: Path) -> TextModels:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
+    return tokenizer, encoder.float()
+
+
+def _download(hub_id: str) -> Path:
+    """The folder of a hub model in the local cache, fetched as far as it is not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Repositories also hold half-precision copies and single-file checkpoints, which are left there.
+    configs = [*CONFIGS, "tokenizer/*"]
+    weights = [f"{part}/{stem}{ending}" for part, stem in WEIGHTS.items() for ending in _WEIGHT_ENDINGS]
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=configs))
+        check_folder(folder, with_weights=False)  # before gigabytes are fetched
+        folder = Path(snapshot_download(hub_id, allow_patterns=configs + weights))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise InputError(
+            f"the prior {hub_id!r} is not on this machine and cannot be fetched",
+            expected=NAMES_HELP,
+            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            hint="check name, network and access; without network use a local folder or tiny-instruct",
+        ) from error
+    check_folder(folder)
+    return folder
+
+
+def _check_device(device: torch.device | str) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "the prior was to run on a CUDA GPU and there is none",
+            expected="a CUDA GPU that torch can use",
+            got="torch.cuda.is_available() is false",
+            hint="choose the device cpu (with tiny-instruct), or check the driver and torch's CUDA build",
+        )
+    return device
