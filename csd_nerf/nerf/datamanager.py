@@ -75,17 +75,29 @@ class EditDataManager(SceneDataManager):
         """All training cameras, cropped to one shape, on the device."""
         return fit_cameras(self.train_dataset.cameras, height, width).to(self.device)
 
-    def eval_cameras(self, height: int, width: int, count: int) -> tuple[Cameras, list[int]]:
-        """Up to `count` cameras spread over the evaluation split (or the training split if that is empty)."""
+    def eval_views(self, height: int, width: int, count: int) -> tuple[Cameras, Tensor]:
+        """Cameras spread over the evaluation split, and what they photographed.
+
+        Args:
+            height: of the views, in pixels.
+            width: of the views, in pixels.
+            count: how many; fewer when the split is smaller. The training split serves where the
+                evaluation split is empty.
+
+        Returns:
+            Cameras (V) on the device and photos (V, 3, height, width), 0..1.
+        """
         dataset = self.eval_dataset if len(self.eval_dataset) else self.train_dataset
         chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long()
-        return fit_cameras(dataset.cameras[chosen], height, width).to(self.device), chosen.tolist()
+        cameras = fit_cameras(dataset.cameras[chosen], height, width).to(self.device)
+        return cameras, self._photos(dataset, chosen.tolist(), height, width)
 
     def train_photos(self, indices: Sequence[int], height: int, width: int) -> Tensor:
-        """Source photos (N, 3, height, width) of training cameras, 0..1, as their cropped cameras see them."""
-        photos = [
-            fit_photo(self.train_dataset.get_image_float32(index), height, width) for index in indices
-        ]
+        """Source photos (N, 3, height, width), 0..1, cropped as `train_cameras` are."""
+        return self._photos(self.train_dataset, indices, height, width)
+
+    def _photos(self, dataset: InputDataset, indices: Sequence[int], height: int, width: int) -> Tensor:
+        photos = [fit_photo(dataset.get_image_float32(index), height, width) for index in indices]
         return torch.stack(photos).to(self.device)
 
 
@@ -110,7 +122,9 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig) -> None:
     try:
         frames = json.loads(file.read_text(encoding="utf8")).get("frames")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"{file} cannot be read", expected="a JSON object", got=str(error), hint=how) from error
+        raise InputError(
+            f"{file} cannot be read", expected="a JSON object", got=str(error), hint=how
+        ) from error
     if not frames:
         raise InputError(
             f"{file} lists no cameras",

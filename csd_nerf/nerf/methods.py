@@ -4,6 +4,7 @@ Every `ns-*` command imports this module: neither diffusers nor transformers may
 """
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
+from numpy.core.multiarray import scalar  # type: ignore[attr-defined]
 
 from csd_nerf.distillation.objective import ObjectiveConfig
 from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
@@ -24,32 +26,33 @@ from csd_nerf.nerf.trainer import EditTrainerConfig, SceneTrainerConfig
 
 # nerfstudio checkpoints hold numpy scalars (its schedulers' learning rates); torch 2.6 and later load
 # only listed types. These three are data, not code.
-torch.serialization.add_safe_globals([np.core.multiarray.scalar, np.dtype, type(np.dtype(np.float64))])
+torch.serialization.add_safe_globals([scalar, np.dtype, type(np.dtype(np.float64))])
 
 
-def _adam(lr: float, lr_final: float | None = None, max_steps: int = 200_000) -> dict:
+def _adam(lr: float, lr_final: float | None = None, max_steps: int = 200_000) -> dict[str, Any]:
     decay = ExponentialDecaySchedulerConfig(lr_final=lr_final, max_steps=max_steps) if lr_final else None
     return {"optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": decay}
 
 
-_TINY_FIELD = {
-    "num_levels": 6,
-    "log2_hashmap_size": 15,
-    "max_res": 256,
-    "hidden_dim": 32,
-    "hidden_dim_color": 32,
-    "num_proposal_iterations": 1,
-    "num_proposal_samples_per_ray": (24,),
-    "num_nerf_samples_per_ray": 12,
-    "proposal_net_args_list": [
+_TINY_MODEL = CsdNerfactoModelConfig(
+    num_levels=6,
+    log2_hashmap_size=15,
+    max_res=256,
+    hidden_dim=32,
+    hidden_dim_color=32,
+    num_proposal_iterations=1,
+    num_proposal_samples_per_ray=(24,),
+    num_nerf_samples_per_ray=12,
+    proposal_net_args_list=[
         {"hidden_dim": 16, "log2_hashmap_size": 14, "num_levels": 4, "max_res": 64, "use_linear": False}
     ],
-    "proposal_warmup": 500,
-    "proposal_weights_anneal_max_num_iters": 300,
-    "average_init_density": 0.01,
-    "eval_num_rays_per_chunk": 1 << 13,
-    "implementation": "torch",
-}
+    proposal_warmup=500,
+    proposal_weights_anneal_max_num_iters=300,
+    average_init_density=0.01,
+    eval_num_rays_per_chunk=1 << 13,
+    implementation="torch",
+    camera_optimizer=CameraOptimizerConfig(mode="off"),
+)
 """A field and a sampling that two CPU cores carry."""
 
 csd_nerfacto = MethodSpecification(
@@ -98,10 +101,7 @@ csd_nerfacto_tiny = MethodSpecification(
                 train_num_rays_per_batch=2048,
                 eval_num_rays_per_batch=2048,
             ),
-            model=CsdNerfactoModelConfig(
-                **_TINY_FIELD,
-                camera_optimizer=CameraOptimizerConfig(mode="off"),
-            ),
+            model=copy.deepcopy(_TINY_MODEL),
         ),
         optimizers={
             "proposal_networks": _adam(1e-2, 1e-3, 1500),
@@ -148,7 +148,7 @@ csd_edit_tiny = MethodSpecification(
         machine=MachineConfig(device_type="cpu"),
         pipeline=EditPipelineConfig(
             datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig(), photo_size=128),
-            model=CsdNerfactoModelConfig(**_TINY_FIELD, camera_optimizer=CameraOptimizerConfig(mode="off")),
+            model=copy.deepcopy(_TINY_MODEL),
             prior="tiny-instruct",
             objective=ObjectiveConfig(min_timestep=0.02, max_timestep=0.6),
             particles=4,

@@ -1,5 +1,6 @@
 """The edit of a trained scene: views as particles, their shared score, and the way back into the field."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any, Literal, Optional, Type  # noqa: UP035 - the forms that 
 
 import torch
 import tyro
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import (
     TrainingCallback,
     TrainingCallbackAttributes,
     TrainingCallbackLocation,
 )
+from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -22,7 +25,7 @@ from torch.nn import Parameter
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig
-from csd_nerf.nerf.rendering import render_views, train_proposals_always
+from csd_nerf.nerf.rendering import RenderedViews, render_views, train_proposals_always
 from csd_nerf.nerf.views import CameraSampler, turntable_cameras, view_size
 
 VISIBLE_CHANGE = 0.01
@@ -43,7 +46,8 @@ class EditPipelineConfig(VanillaPipelineConfig):
     source_prompt: str = ""
     """What the scene shows now; used by the residual `dds` only."""
     prior: str = "timbrooks/instruct-pix2pix"
-    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct` (ships with the package)."""
+    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, which ships with the
+    package."""
     prior_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the diffusion model; `auto` takes what its device is fast in."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -106,18 +110,30 @@ class EditPipeline(VanillaPipeline):
             self.set_extra_state(loaded_state["_extra_state"])
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the viewer may have changed since the start, to be saved with the checkpoint."""
+        """What the viewer may have changed, beside what the configuration said: saved with a checkpoint."""
         return {
-            "prompt": self.prompt.value,
-            "text_guidance": float(self.text_guidance.value),
-            "image_guidance": float(self.image_guidance.value),
+            "configured": self._configured(),
+            "current": {
+                "prompt": self.prompt.value,
+                "text_guidance": float(self.text_guidance.value),
+                "image_guidance": float(self.image_guidance.value),
+            },
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what was saved; a value set on the command line differs from the run's and stays."""
-        self.prompt.value = state["prompt"]
-        self.text_guidance.value = state["text_guidance"]
-        self.image_guidance.value = state["image_guidance"]
+        """Take over what the viewer had changed, except where the command line now says otherwise."""
+        configured = self._configured()
+        for name, value in state["current"].items():
+            if state["configured"][name] == configured[name]:
+                getattr(self, name).value = value
+
+    def _configured(self) -> dict[str, Any]:
+        objective = self.config.objective
+        return {
+            "prompt": self.config.prompt,
+            "text_guidance": objective.text_guidance,
+            "image_guidance": objective.image_guidance,
+        }
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Field and proposal networks: an edit leaves the cameras alone."""
@@ -158,7 +174,7 @@ class EditPipeline(VanillaPipeline):
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         self.datamanager.rays_per_step = config.particles * height * width
         self._edit = _Edit(
-            objective=Objective(config.objective, prior),
+            objective=Objective(copy.copy(config.objective), prior),
             sampler=sampler,
             cameras=self.datamanager.train_cameras(height, width),
             height=height,
@@ -209,7 +225,7 @@ class EditPipeline(VanillaPipeline):
         metrics = {name: torch.tensor(float(value)) for name, value in distilled.statistics.items()}
         return {}, losses, metrics
 
-    def _render(self, indices: list[int]) -> Any:
+    def _render(self, indices: list[int]) -> RenderedViews:
         edit = self._begun()
         # Its average appearance code: what evaluation and the viewer show is what the edit works on.
         self.model.field.eval()
@@ -245,10 +261,14 @@ class EditPipeline(VanillaPipeline):
         """Renders (V, 3, H, W) of the fixed evaluation cameras, 0..1, on the CPU."""
         config = self.config
         size = view_size(self.datamanager.train_dataset.cameras, config.picture_size, 2)
-        cameras, _ = self.datamanager.eval_cameras(*size, config.picture_views)
+        cameras, _ = self.datamanager.eval_views(*size, config.picture_views)
+        return self.draw(cameras)
+
+    def draw(self, cameras: Cameras) -> Tensor:
+        """Pictures (V, 3, H, W) of the scene as it is now, 0..1, on the CPU."""
         return torch.stack([self._picture(cameras, index) for index in range(len(cameras))])
 
-    def _picture(self, cameras: Any, index: int) -> Tensor:
+    def _picture(self, cameras: Cameras, index: int) -> Tensor:
         training = self.model.training
         self.model.eval()
         rgb = self.model.get_outputs_for_camera(cameras[index : index + 1])["rgb"]
@@ -300,9 +320,9 @@ class EditPipeline(VanillaPipeline):
         Nerfacto's own callbacks are left out: they anneal the proposal sampling of an untrained scene.
         """
         trainer = attributes.trainer
-        if trainer is None or self._edit is None:
+        if trainer is None or attributes.optimizers is None or self._edit is None:
             return []
-        self._optimizers = attributes.optimizers
+        self._edit.optimizers = attributes.optimizers
         folder, max_steps = trainer.base_dir / "pictures", self._edit.max_steps
 
         def at_interval(step: int) -> None:
@@ -331,8 +351,9 @@ class EditPipeline(VanillaPipeline):
             CONSOLE.print("Nothing to reset: this scene is being viewed, not edited.")
             return
         self.model.load_state_dict(self._edit.source_weights)
-        for optimizer in self._optimizers.optimizers.values():
-            optimizer.state.clear()
+        if self._edit.optimizers is not None:
+            for optimizer in self._edit.optimizers.optimizers.values():
+                optimizer.state.clear()
 
 
 @dataclass
@@ -341,7 +362,7 @@ class _Edit:
 
     objective: Objective
     sampler: CameraSampler
-    cameras: Any
+    cameras: Cameras
     height: int
     width: int
     seed: int
@@ -349,3 +370,4 @@ class _Edit:
     source_weights: dict[str, Tensor]
     source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: Tensor = field(default_factory=lambda: torch.empty(0))
+    optimizers: Optimizers | None = None

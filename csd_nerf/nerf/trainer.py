@@ -14,7 +14,8 @@ from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, exit_on_input_error
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.pipeline import EditPipeline, EditPipelineConfig
-from csd_nerf.nerf.runs import adopt, find_run
+from csd_nerf.nerf.runs import Run, adopt, find_run
+from csd_nerf.priors.loading import check_prior
 
 NON_FINITE_STEPS_IN_A_ROW = 5
 """So many skipped steps in a row end the edit: it will not recover by itself."""
@@ -59,42 +60,15 @@ class EditTrainerConfig(SceneTrainerConfig):
             InputError: for a missing or empty prompt, run, dataset or prior, or a device that is absent.
         """
         from csd_nerf.nerf.methods import METHODS
-        from csd_nerf.priors.loading import check_prior
 
         check_device(self.machine.device_type)
         self._take_prompt()
         run = find_run(self._run_path(), self.load_step)
-        default = METHODS[str(self.method_name)]
+        default: Any = METHODS[str(self.method_name)]
         if isinstance(run.config, EditTrainerConfig):
-            if run.config.method_name != self.method_name:
-                raise InputError(
-                    f"{run.checkpoint.parent.parent} is an edit by another method",
-                    expected=f"a trained scene, or an edit by {self.method_name} to be continued",
-                    got=f"an edit by {run.config.method_name}",
-                    hint=f"continue it with `ns-train {run.config.method_name}`",
-                )
-            saved = run.config
-            self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline)
-            if self.max_num_iterations == default.max_num_iterations:
-                self.max_num_iterations = saved.max_num_iterations
-            if self.machine.seed == default.machine.seed:
-                self.machine.seed = saved.machine.seed
-            if saved.pipeline.prompt != self.pipeline.prompt:
-                raise InputError(
-                    f"{run.checkpoint.parent.parent} is an edit with another prompt",
-                    expected=f"the prompt it was begun with, {saved.pipeline.prompt!r}, to continue it",
-                    got=repr(self.pipeline.prompt),
-                    hint=f"leave out --prompt, or edit the source scene: --load-dir {saved.pipeline.source_checkpoint}",
-                )
+            self._continue_edit(run, run.config, default)
         else:
-            self.pipeline.source_checkpoint = run.checkpoint
-            if run.config is not None:
-                saved_pipeline, usual = run.config.pipeline, default.pipeline
-                self.pipeline.model = adopt(self.pipeline.model, usual.model, saved_pipeline.model)
-                own, theirs = self.pipeline.datamanager, saved_pipeline.datamanager
-                own.data = own.data or getattr(theirs, "data", None)
-                if own.dataparser == usual.datamanager.dataparser:
-                    own.dataparser = getattr(theirs, "dataparser", own.dataparser)
+            self._begin_from_scene(run, default)
         self.load_dir, self.load_checkpoint = None, run.checkpoint
         self.data = self.data or self.pipeline.datamanager.data
         self.pipeline.datamanager.data = self.data
@@ -106,7 +80,39 @@ class EditTrainerConfig(SceneTrainerConfig):
                 hint='add `--prompt "turn the bear into a polar bear"`',
             )
         super().check()
-        source = self.pipeline.source_checkpoint
+        check_prior(self.pipeline.prior)
+
+    def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
+        """Take field sizes and data from the scene, where the user gave none."""
+        self.pipeline.source_checkpoint = run.checkpoint
+        if run.config is None:
+            return
+        scene: Any = run.config.pipeline
+        usual, own = default.pipeline, self.pipeline.datamanager
+        self.pipeline.model = adopt(self.pipeline.model, usual.model, scene.model)
+        own.data = own.data or getattr(scene.datamanager, "data", None)
+        if own.dataparser == usual.datamanager.dataparser:
+            own.dataparser = getattr(scene.datamanager, "dataparser", own.dataparser)
+
+    def _continue_edit(self, run: Run, saved: "EditTrainerConfig", default: "EditTrainerConfig") -> None:
+        """Take all settings from the edit so far, except those the user gave anew."""
+        folder = run.checkpoint.parent.parent
+        if saved.method_name != self.method_name:
+            raise InputError(
+                f"{folder} is an edit by another method",
+                expected=f"a trained scene, or an edit by {self.method_name} to be continued",
+                got=f"an edit by {saved.method_name}",
+                hint=f"continue it with `ns-train {saved.method_name}`",
+            )
+        self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline)
+        source = saved.pipeline.source_checkpoint
+        if saved.pipeline.prompt != self.pipeline.prompt:
+            raise InputError(
+                f"{folder} is an edit with another prompt",
+                expected=f"the prompt it was begun with, {saved.pipeline.prompt!r}, to continue it",
+                got=repr(self.pipeline.prompt),
+                hint=f"leave out --prompt, or edit the source scene: --load-dir {source}",
+            )
         if source is None or not source.exists():
             raise InputError(
                 "the scene that this edit started from is gone",
@@ -114,7 +120,10 @@ class EditTrainerConfig(SceneTrainerConfig):
                 got="no such file",
                 hint="put the source run back where it was",
             )
-        check_prior(self.pipeline.prior)
+        if self.max_num_iterations == default.max_num_iterations:
+            self.max_num_iterations = saved.max_num_iterations
+        if self.machine.seed == default.machine.seed:
+            self.machine.seed = saved.machine.seed
 
     def _take_prompt(self) -> None:
         """`--prompt` and `--pipeline.prompt` are one setting."""
@@ -191,7 +200,7 @@ class EditTrainer(Trainer):
             self.config = total
 
     def train_iteration(self, step: int) -> Any:
-        """The parent's step; a residual that is not finite skips it, and memory running out explains itself."""
+        """The parent's step; skipped when a residual is not finite, explained when memory runs out."""
         try:
             result = super().train_iteration(step)
         except NonFiniteResidual as error:

@@ -151,7 +151,7 @@ def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) ->
     ).to(positions.device)
 
 
-def _closest_point(origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
+def _closest_point(origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, " 3"]:
     """The point nearest to all viewing axes, in the least-squares sense."""
     directions = F.normalize(directions, dim=1)
     across = torch.eye(3, device=origins.device) - directions[:, :, None] * directions[:, None, :]

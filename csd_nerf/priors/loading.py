@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from csd_nerf.bundled import BUNDLED_PRIORS, bundled_path
 from csd_nerf.errors import InputError
 from csd_nerf.priors.base import NoiseSchedule, Prior
 from csd_nerf.priors.folder import CONFIGS, REPAIR_HINT, WEIGHTS, check_folder
@@ -20,7 +21,6 @@ from csd_nerf.priors.folder import CONFIGS, REPAIR_HINT, WEIGHTS, check_folder
 if TYPE_CHECKING:
     from csd_nerf.priors.instruct_pix2pix import TextModels
 
-BUNDLED = ("tiny-instruct",)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NAMES_HELP = "a bundled name (tiny-instruct), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -39,9 +39,7 @@ def check_prior(name: str) -> Path | None:
     Raises:
         InputError: no such prior; parts of the folder missing or unreadable; not an InstructPix2Pix model.
     """
-    if name in BUNDLED:
-        from csd_nerf.bundled import bundled_path
-
+    if name in BUNDLED_PRIORS:
         folder = bundled_path(name)
     else:
         folder = Path(name).expanduser()

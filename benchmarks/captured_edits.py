@@ -1,0 +1,172 @@
+"""Train a captured scene, edit it by every instruction whose answer is known, and measure the gain.
+
+    python benchmarks/captured_edits.py --out results/bear            # the scene `bear`, two CPU cores
+
+For each instruction the exact operator (`csd_nerf.scenes.operators`) of the evaluation photos is the
+answer; the gain is the rise in PSNR of the evaluation renders towards it. The painting has no exact
+operator: for it the table has the distance of the colour statistics to those of painted pictures.
+Everything runs through `ns-train`, as a user would; what is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+
+from csd_nerf.nerf.pictures import save_png, sheet
+from csd_nerf.nerf.runs import find_run
+from csd_nerf.scenes.operators import OPERATORS, PAINTING_INSTRUCTION, TINT_INSTRUCTION, hue_and_chroma
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@dataclass
+class Options:
+    """What to run."""
+
+    out: Path
+    """Folder for runs, pictures and results.json."""
+    data: Path = SHARED / "data" / "scenes" / "bear"
+    """A captured scene."""
+    edits: tuple[str, ...] = ("night", "winter", "autumn", "sketch", "sepia", "painting", "tint")
+    """Which instructions."""
+    prior: str = "tiny-instruct"
+    """Which prior."""
+    scene_steps: int = 1500
+    """Training steps of the scene."""
+    steps: int = 100
+    """Edit steps."""
+    text_guidance: float = 7.5
+    """Text guidance of every edit."""
+    size: int = 128
+    """Side of the evaluation renders, in pixels."""
+    seed: int = 42
+    """Of scene and edits."""
+    extra: tuple[str, ...] = ()
+    """Further arguments of `ns-train csd-edit-tiny`, such as --pipeline.gradient-share 0.25."""
+
+
+def main(options: Options) -> None:
+    scene = options.out / "scene" / "csd-nerfacto-tiny" / "run"
+    seconds = ns_train(
+        scene, options, "csd-nerfacto-tiny", "--data", str(options.data),
+        "--max-num-iterations", str(options.scene_steps),
+    )  # fmt: skip
+    results: dict[str, dict[str, float | str]] = {"scene": {"seconds": seconds}}
+    for name in options.edits:
+        run = options.out / name / "csd-edit-tiny" / "run"
+        seconds = ns_train(
+            run, options, "csd-edit-tiny", "--load-dir", str(scene), "--prompt", instruction(name),
+            "--max-num-iterations", str(options.steps), "--pipeline.prior", options.prior,
+            "--pipeline.objective.text-guidance", str(options.text_guidance), *options.extra,
+        )  # fmt: skip
+        photos, before, after = evaluation_views(run, options.size)
+        results["scene"]["psnr"] = psnr(before, photos)
+        results[name] = {
+            "instruction": instruction(name),
+            "seconds": seconds,
+            **measure(name, photos, before, after),
+        }
+        rows = [photos[:4], before[:4], after[:4]]
+        if name in OPERATORS:
+            rows.append(OPERATORS[name].apply(photos[:4]))
+        save_png(sheet(rows), options.out / f"{name}.png")
+        print(name, results[name], flush=True)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1))
+    print(json.dumps(results, indent=1))
+
+
+def instruction(name: str) -> str:
+    named = {"painting": PAINTING_INSTRUCTION, "tint": TINT_INSTRUCTION}
+    return named.get(name) or OPERATORS[name].instruction
+
+
+def ns_train(run: Path, options: Options, method: str, *arguments: str) -> float:
+    """Train unless it is done; returns the wall time in seconds, start-up included (kept beside the run)."""
+    timing = run / "seconds.txt"
+    if not timing.exists():
+        output, experiment = run.parents[2], run.parents[1].name
+        command = [
+            str(Path(sys.executable).parent / "ns-train"), method, *arguments,
+            "--output-dir", str(output), "--experiment-name", experiment, "--timestamp", run.name,
+            "--vis", "tensorboard", "--viewer.quit-on-train-completion", "True",
+            "--machine.seed", str(options.seed),
+        ]  # fmt: skip
+        start = time.time()
+        with open(options.out / f"{experiment}.log", "w") as log:
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+        timing.write_text(f"{time.time() - start:.1f}")
+    return float(timing.read_text())
+
+
+@torch.no_grad()
+def evaluation_views(run: Path, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Evaluation photos, source renders and edited renders, each (V, 3, size, size)."""
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    config, pipeline, _, _ = eval_setup(run / "config.yml")
+    cameras, photos = pipeline.datamanager.eval_views(size, size, 1000)
+    after = pipeline.draw(cameras)
+    source = find_run(config.pipeline.source_checkpoint).checkpoint
+    pipeline.load_pipeline(torch.load(source, map_location="cpu")["pipeline"], 0)
+    return photos.cpu(), pipeline.draw(cameras), after
+
+
+def measure(name: str, photos: Tensor, before: Tensor, after: Tensor) -> dict[str, float]:
+    if name in OPERATORS:
+        answer = OPERATORS[name].apply(photos)
+        unedited, edited = psnr(before, answer), psnr(after, answer)
+        return {"unedited_db": unedited, "edited_db": edited, "gain_db": edited - unedited}
+    if name == "painting":
+        painted = painted_photos()
+        return {
+            "unedited_colour_distance": colour_distance(before, painted),
+            "edited_colour_distance": colour_distance(after, painted),
+        }
+    hues, chromas = zip(*(hue_and_chroma(view) for view in after), strict=True)
+    return {"chroma": float(sum(chromas) / len(chromas)), "hue_deviation_degrees": circular_deviation(hues)}
+
+
+def psnr(images: Tensor, answer: Tensor) -> float:
+    """Mean over views of the peak signal-to-noise ratio, in dB."""
+    return float((-10 * torch.log10((images - answer).square().mean((1, 2, 3)))).mean())
+
+
+def colour_distance(images: Tensor, reference: Tensor) -> float:
+    """Frechet distance between the RGB distributions, each taken as normal (Dowson and Landau 1982)."""
+    (mean_a, cov_a), (mean_b, cov_b) = (
+        (pixels.mean(1), torch.cov(pixels))
+        for pixels in (batch.permute(1, 0, 2, 3).reshape(3, -1).double() for batch in (images, reference))
+    )
+    eigenvalues = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0)
+    spread = torch.trace(cov_a) + torch.trace(cov_b) - 2 * eigenvalues.sqrt().sum()
+    return float(((mean_a - mean_b).square().sum() + spread).clamp(min=0).sqrt())
+
+
+def painted_photos() -> Tensor:
+    from torchvision.io import read_image
+    from torchvision.transforms.functional import center_crop, resize
+
+    files = sorted((SHARED / "data" / "photos" / "la_muse").glob("*.jpg"))[::4]
+    return torch.stack([center_crop(resize(read_image(str(file)), 128), 128) for file in files]) / 255
+
+
+def circular_deviation(degrees: tuple[float, ...]) -> float:
+    """Circular standard deviation, in degrees."""
+    angles = torch.deg2rad(torch.tensor([float(value) for value in degrees]))
+    length = torch.hypot(angles.cos().mean(), angles.sin().mean()).clamp(1e-9, 1)
+    return float(torch.rad2deg((-2 * length.log()).sqrt()))
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    main(options)

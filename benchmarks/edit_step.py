@@ -1,0 +1,231 @@
+"""Time one edit step and its parts, and measure its peak memory against the number of views.
+
+    python benchmarks/edit_step.py                                    # csd-edit-tiny on the CPU
+    python benchmarks/edit_step.py --gradient-share 1.0 0.5 0.25      # what sending back fewer pixels buys
+    python benchmarks/edit_step.py --particles 2 4 8 16               # memory against views
+    python benchmarks/edit_step.py --full-size --device cuda --render-size 512 --gradient-share 0.25
+
+`--full-size` takes nerfacto's full field and a U-Net and autoencoder of InstructPix2Pix's sizes with
+random weights: speed and memory do not depend on what the weights say. Every setting runs in a process
+of its own, so that peak memory is its own. The scene is the procedural one, untrained.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import tyro
+
+PARTS = ("render", "encode", "unet", "transport", "backward", "optimizer")
+
+
+@dataclass
+class Setting:
+    """One row of the table."""
+
+    particles: int
+    gradient_share: float
+    render_size: int
+    full_size: bool
+    device: str
+    steps: int
+
+
+@dataclass
+class Options:
+    """Which settings to run: every number of particles with every gradient share."""
+
+    particles: tuple[int, ...] = (4,)
+    """Views per step."""
+    gradient_share: tuple[float, ...] = (1.0,)
+    """Share of the pixels that sends its gradient back."""
+    render_size: int = 64
+    """Side of the views, in pixels."""
+    full_size: bool = False
+    """Full-size field and prior, with random weights."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    steps: int = 10
+    """Steps timed, after two that are not."""
+    out: Path | None = None
+    """Also write the rows as JSON."""
+
+
+def main(options: Options) -> None:
+    rows = []
+    for particles in options.particles:
+        for share in options.gradient_share:
+            setting = Setting(
+                particles, share, options.render_size, options.full_size, options.device, options.steps
+            )
+            command = [sys.executable, __file__, "--row", json.dumps(asdict(setting))]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows.append({**asdict(setting), **json.loads(done.stdout.splitlines()[-1])})
+            if len(rows) == 1:
+                print(
+                    f"{'views':>5} {'share':>5} " + " ".join(f"{part:>10}" for part in (*PARTS, "step")),
+                    end="",
+                )
+                print("   (ms, median)   peak memory (MiB)")
+            row = rows[-1]
+            times = " ".join(f"{row['milliseconds'][part]:10.1f}" for part in (*PARTS, "step"))
+            print(f"{particles:5d} {share:5.2f} {times} {row['peak_mib']:30.0f}", flush=True)
+    if options.out is not None:
+        options.out.write_text(json.dumps(rows, indent=1))
+
+
+def run_row(setting: Setting) -> dict[str, Any]:
+    """Build the pipeline and time its steps."""
+    from csd_nerf.nerf.methods import METHODS
+    from csd_nerf.scenes.dataset import write_dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_dataset(Path(folder) / "scene", views=max(2 * setting.particles, 24), size=64)
+        method = "csd-edit" if setting.full_size else "csd-edit-tiny"
+        config = copy.deepcopy(METHODS[method].pipeline)
+        config.datamanager.data = data
+        config.prompt, config.particles, config.render_size = (
+            "make it night",
+            setting.particles,
+            setting.render_size,
+        )
+        config.gradient_share, config.picture_views, config.picture_size = setting.gradient_share, 1, 32
+        config.datamanager.photo_size = None
+        torch.manual_seed(0)
+        pipeline = config.setup(device=setting.device, test_mode="val")
+    with full_size_prior(setting) if setting.full_size else nullcontext():
+        pipeline.begin_edit(pipeline.state_dict(), seed=0, max_steps=1000, origin="random weights")
+    optimizer = torch.optim.Adam([p for group in pipeline.get_param_groups().values() for p in group], lr=0.0)
+    pipeline.train()
+    warm_up = 2
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for step in range(setting.steps + warm_up):
+        if step == warm_up:
+            _reset_peak(setting.device)
+            seconds.clear()
+        with timed_parts(setting.device, pipeline, seconds):
+            start = _now(setting.device)
+            with torch.autocast(setting.device, enabled=setting.device == "cuda"):
+                _, losses, _ = pipeline.get_train_loss_dict(step)
+            backward = _now(setting.device)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            update = _now(setting.device)
+            optimizer.step()
+            end = _now(setting.device)
+        seconds["backward"].append(update - backward)
+        seconds["optimizer"].append(end - update)
+        seconds["step"].append(end - start)
+    median = {part: 1000 * sorted(values)[len(values) // 2] for part, values in seconds.items()}
+    return {"milliseconds": median, "peak_mib": _peak_mib(setting.device)}
+
+
+@contextmanager
+def timed_parts(device: str, pipeline: Any, seconds: dict[str, list[float]]) -> Iterator[None]:
+    """Time the functions that a step is made of, where it calls them."""
+    objective = pipeline._edit.objective
+    prior = objective.prior
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            start = _now(device)
+            result = function(*args, **kwargs)
+            seconds[part].append(_now(device) - start)
+            return result
+
+        return wrapped
+
+    with (
+        patch(
+            "csd_nerf.nerf.pipeline.render_views",
+            timed("render", _original("csd_nerf.nerf.pipeline", "render_views")),
+        ),
+        patch.object(prior, "encode", timed("encode", prior.encode)),
+        patch.object(prior, "predict_noise", timed("unet", prior.predict_noise)),
+        patch(
+            "csd_nerf.distillation.objective.svgd",
+            timed("transport", _original("csd_nerf.distillation.objective", "svgd")),
+        ),
+    ):
+        yield
+
+
+def _original(module: str, name: str) -> Callable[..., Any]:
+    return getattr(sys.modules[module], name)
+
+
+@contextmanager
+def full_size_prior(setting: Setting) -> Iterator[None]:
+    """Let `load_prior` give a prior of InstructPix2Pix's architecture with random weights."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    from csd_nerf.priors import NoiseSchedule
+    from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
+
+    dtype = torch.float16 if setting.device == "cuda" else torch.float32
+    unet = UNet2DConditionModel(in_channels=8, cross_attention_dim=768, sample_size=64)
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        sample_size=512,
+    )
+    alphas = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+
+    class FullSize(InstructPix2Pix):
+        def embed(self, prompts: Any) -> torch.Tensor:
+            return torch.randn(len(prompts), 77, 768, device=self.device)
+
+    def load(name: str, *, unet_batch_size: int, vae_batch_size: int, **_: Any) -> InstructPix2Pix:
+        return FullSize(
+            unet=unet.to(setting.device, dtype),
+            vae=vae.to(setting.device),
+            load_text=lambda: (None, None),  # type: ignore[arg-type,return-value]
+            schedule=NoiseSchedule.from_alphas_cumprod(alphas),
+            unet_batch_size=unet_batch_size,
+            vae_batch_size=vae_batch_size,
+        )
+
+    with patch("csd_nerf.priors.load_prior", load):
+        yield
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_mib(device: str) -> float:
+    """Peak memory: allocated on the GPU, or resident of the whole process on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--row"]:
+        print(json.dumps(run_row(Setting(**json.loads(sys.argv[2])))))
+    else:
+        main(tyro.cli(Options))

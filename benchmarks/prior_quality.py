@@ -1,0 +1,255 @@
+"""How well an instruction prior follows the exact operators on photos it never saw.
+
+    python benchmarks/prior_quality.py [--prior tiny-instruct] [--out results.json] [--pictures DIR]
+
+Runs diffusers' own pipeline (20 DDIM steps, text guidance 3, image guidance 1.5) on the held-out objects of
+`CSD_NERF_SHARED/data/photos` and on views of the held-out scene `stone_horse`, short side resized to 96 and
+128 px and centre-cropped. Figures are mean PSNR in dB towards the operator's output; painting's truth is the
+style network's picture, which exists for the photos only. The tint's truth is the nearest of its four hues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from csd_nerf.bundled import BUNDLED_PRIORS, bundled_path  # noqa: E402
+from csd_nerf.errors import exit_on_input_error  # noqa: E402
+from csd_nerf.scenes.operators import (  # noqa: E402
+    OPERATORS,
+    PAINTING_INSTRUCTION,
+    TINT_HUES,
+    TINT_INSTRUCTION,
+    TINTS,
+    hue_and_chroma,
+)
+from training.photos import Photo, centre_square, held_out_photos, resized, scene_photos, shared_folder  # noqa: E402
+
+SIZES = (96, 128)
+STEPS, TEXT_GUIDANCE, IMAGE_GUIDANCE = 20, 3.0, 1.5
+SCENE, SCENE_STRIDE = "stone_horse", 8
+BATCH = 8
+TINT_SEEDS, HUE_TOLERANCE = 32, 15.0
+WANTED_GAIN = {"night": 18.0, "winter": 16.0, "sketch": 9.0, "autumn": 9.0, "sepia": 7.0, "painting": 3.0}
+SHEET_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Mean PSNR in dB of one edit of one set of pictures."""
+
+    edit: str
+    size: int
+    pictures: str
+    unedited: float
+    edited: float
+    autoencoder: float
+    """Of the truth itself, encoded and decoded: what the best U-Net could reach."""
+
+    @property
+    def gain(self) -> float:
+        return self.edited - self.unedited
+
+
+@dataclass(frozen=True)
+class HueCount:
+    """Where the seeds of the ambiguous instruction land on one picture."""
+
+    picture: str
+    size: int
+    within_tolerance: int
+    counts: dict[str, int]
+    largest_distance: float
+
+
+def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
+    """(N, 3, H, W) in 0..1 to (N,) dB."""
+    return -10 * ((pictures - truth) ** 2).mean((1, 2, 3)).clamp(min=1e-10).log10()
+
+
+def best_psnr(pictures: Tensor, truths: Tensor) -> Tensor:
+    """PSNR to the nearest of several truths (N, k, 3, H, W)."""
+    return torch.stack([psnr(pictures, truth) for truth in truths.unbind(1)], 1).amax(1)
+
+
+class Prior:
+    """The pipeline under test."""
+
+    def __init__(self, folder: Path) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
+            folder, torch_dtype=torch.float32
+        )
+        self.pipeline.to(device).set_progress_bar_config(disable=True)
+
+    def edit(self, photos: Tensor, instruction: str, first_seed: int = 0) -> Tensor:
+        """(N, 3, H, W) in 0..1 to the same; picture i is drawn with seed `first_seed + i`."""
+        parts = []
+        for start in range(0, len(photos), BATCH):
+            part = photos[start : start + BATCH]
+            edited = self.pipeline(
+                [instruction] * len(part),
+                image=part,
+                num_inference_steps=STEPS,
+                guidance_scale=TEXT_GUIDANCE,
+                image_guidance_scale=IMAGE_GUIDANCE,
+                generator=[torch.Generator().manual_seed(first_seed + start + i) for i in range(len(part))],
+                output_type="pt",
+            ).images
+            parts.append(edited.float().cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def reconstruct(self, pictures: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        latents = torch.cat(
+            [vae.encode(part.to(vae.device) * 2 - 1).latent_dist.mode() for part in pictures.split(8)]
+        )
+        decoded = torch.cat([vae.decode(part).sample for part in latents.split(8)])
+        return (decoded.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def truths_of(edit: str, photos: Tensor, painted: Tensor | None) -> Tensor | None:
+    """Right answers (N, k, 3, H, W), or None where there is none."""
+    if edit == "painting":
+        return None if painted is None else painted.unsqueeze(1)
+    if edit == "tint":
+        return torch.stack([tint(photos) for tint in TINTS.values()], 1)
+    return OPERATORS[edit].apply(photos).unsqueeze(1)
+
+
+def squares(pictures: list[Tensor], size: int) -> Tensor:
+    return torch.stack([centre_square(resized(picture, size)) for picture in pictures])
+
+
+def measure(
+    prior: Prior, name: str, photos: list[Photo], size: int
+) -> tuple[list[Figure], dict[str, Tensor]]:
+    """Figures of every edit of one set of pictures, and the pictures themselves by title."""
+    originals = squares([photo.rgb for photo in photos], size)
+    pairs = [photo.painted for photo in photos if photo.painted is not None]
+    painted = squares(pairs, size) if len(pairs) == len(photos) else None
+    instructions = {edit: operator.instruction for edit, operator in OPERATORS.items()}
+    instructions |= {"painting": PAINTING_INSTRUCTION, "tint": TINT_INSTRUCTION}
+    figures, pictures = [], {"photo": originals}
+    for edit, instruction in instructions.items():
+        edited = prior.edit(originals, instruction)
+        pictures[edit] = edited
+        truths = truths_of(edit, originals, painted)
+        if truths is None:
+            continue
+        if edit not in ("tint", "identity"):
+            pictures[f"{edit}, true"] = truths[:, 0]
+        ceiling = psnr(prior.reconstruct(truths[:, 0]), truths[:, 0])
+        figure = Figure(
+            edit,
+            size,
+            name,
+            unedited=best_psnr(originals, truths).mean().item(),
+            edited=best_psnr(edited, truths).mean().item(),
+            autoencoder=ceiling.mean().item(),
+        )
+        figures.append(figure)
+        print(
+            f"{edit:9} {size:4} px {name:12} unedited {figure.unedited:6.2f}  edited {figure.edited:6.2f}  "
+            f"gain {figure.gain:6.2f}  autoencoder {figure.autoencoder:6.2f}",
+            flush=True,
+        )
+    return figures, pictures
+
+
+def count_hues(prior: Prior, photo: Photo, size: int) -> HueCount:
+    """Edit one photo under the ambiguous instruction with many seeds."""
+    original = squares([photo.rgb], size)
+    hues, _ = hue_and_chroma(prior.edit(original.expand(TINT_SEEDS, -1, -1, -1), TINT_INSTRUCTION))
+    distances = torch.stack([((hues - hue + 180) % 360 - 180).abs() for hue in TINT_HUES.values()], 1)
+    nearest, which = distances.min(1)
+    counts = {name: int((which == index).sum()) for index, name in enumerate(TINT_HUES)}
+    result = HueCount(photo.name, size, int((nearest <= HUE_TOLERANCE).sum()), counts, nearest.max().item())
+    print(
+        f"tint of {photo.name}, {size} px: {result.within_tolerance} of {TINT_SEEDS} seeds within "
+        f"{HUE_TOLERANCE:.0f} degrees (largest distance {result.largest_distance:.1f}), {counts}",
+        flush=True,
+    )
+    return result
+
+
+def overall(figures: list[Figure], counts: dict[str, int]) -> dict[str, dict[int, float]]:
+    """Gain of each edit at each size over all pictures of all sets."""
+    gains: dict[str, dict[int, float]] = {}
+    for edit in dict.fromkeys(figure.edit for figure in figures):
+        for size in SIZES:
+            parts = [figure for figure in figures if (figure.edit, figure.size) == (edit, size)]
+            total = sum(counts[part.pictures] for part in parts)
+            gains.setdefault(edit, {})[size] = (
+                sum(part.gain * counts[part.pictures] for part in parts) / total
+            )
+    return gains
+
+
+def write_sheet(pictures: dict[str, Tensor], path: Path) -> None:
+    """One row a photo, one column a title, in the order of `pictures`."""
+    columns = [column[:: max(1, -(-len(column) // SHEET_ROWS))] for column in pictures.values()]
+    sheet = torch.cat([torch.cat(list(column), 1) for column in columns], 2)  # (3, rows * H, columns * W)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
+    print(f"{path}: columns {', '.join(pictures)}", flush=True)
+
+
+def check(prior: Prior, out: Path | None, sheets: Path | None) -> None:
+    """Measure everything, print the table, write what was asked for."""
+    shared = shared_folder()
+    sets = {"photos": held_out_photos(shared), SCENE: scene_photos(shared, SCENE, SCENE_STRIDE)}
+    figures: list[Figure] = []
+    hues: list[HueCount] = []
+    for size in SIZES:
+        for name, photos in sets.items():
+            measured, pictures = measure(prior, name, photos, size)
+            figures += measured
+            hues.append(count_hues(prior, photos[0], size))
+            if sheets is not None:
+                write_sheet(pictures, sheets / f"{name}-{size}.png")
+    gains = overall(figures, {name: len(photos) for name, photos in sets.items()})
+    print(f"\n{'edit':10}{'wanted':>8}" + "".join(f"{f'{size} px':>9}" for size in SIZES))
+    for edit, by_size in gains.items():
+        wanted = WANTED_GAIN.get(edit)
+        verdict = "" if wanted is None else "  reached" if min(by_size.values()) >= wanted else "  MISSED"
+        bar = "" if wanted is None else f"{wanted:.0f}"
+        print(f"{edit:10}{bar:>8}" + "".join(f"{gain:9.2f}" for gain in by_size.values()) + verdict)
+    if out is not None:
+        rows = [asdict(figure) | {"gain": figure.gain} for figure in figures]
+        out.write_text(
+            json.dumps({"figures": rows, "gains": gains, "hues": [asdict(h) for h in hues]}, indent=2)
+        )
+
+
+def prior_folder(name: str) -> Path:
+    return bundled_path(name) if name in BUNDLED_PRIORS or not Path(name).is_dir() else Path(name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--prior", default="tiny-instruct", help="bundled name, or a folder in diffusers format"
+    )
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--pictures", type=Path, help="write contact sheets to this folder")
+    arguments = parser.parse_args()
+    with exit_on_input_error():
+        check(Prior(prior_folder(arguments.prior)), arguments.out, arguments.pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Scenes whose edited truth is known: exact image operators and a procedural still life."""

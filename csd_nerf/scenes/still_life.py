@@ -1,0 +1,303 @@
+"""A small still life in a meadow, rendered in closed form: the scene whose true edits are known everywhere.
+
+A ball, a gift box, a vase, a toy fir and a lemon stand on a round table under one soft light. The scene is in
+metres, z up, the table top at z = 0. Every colour is a function of the surface point alone (Lambert's law,
+no interreflection), so a point looks the same from every camera, and repainting an object changes that
+object and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csd_nerf.errors import InputError
+from csd_nerf.scenes import textures
+from csd_nerf.scenes.primitives import Array, Box, Ellipsoid, Frustum, Solid
+from csd_nerf.scenes.textures import Color, Palette
+
+DOME_RADIUS = 12.0
+"""Radius in metres of the sphere around everything that carries the sky and the meadow."""
+
+LIGHT_DIRECTION = np.array([0.50, -0.42, 0.76]) / np.linalg.norm([0.50, -0.42, 0.76])
+"""Unit vector towards the middle of the light."""
+
+LIGHT_SPREAD = 0.10
+"""Half the width of the square light, as the tangent of the angle it fills; it softens the shadows."""
+
+LIGHT_COLOR: Color = (0.72, 0.69, 0.62)
+SKY_AMBIENT: Color = (0.42, 0.45, 0.50)
+GROUND_AMBIENT: Color = (0.27, 0.26, 0.20)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """Something with a name, made of solids, painted by a texture from a palette.
+
+    `texture` maps surface points (3, R), their normals (3, R) and the palette to colours (3, R) in 0..1.
+    `reach` is the radius around `middle` that contains the object, for the shade where it meets the table.
+    """
+
+    name: str
+    solids: tuple[Solid, ...]
+    texture: Callable[[Array, Array, Palette], Array]
+    palette: Palette
+    middle: tuple[float, float, float]
+    reach: float
+
+
+BALL = Ellipsoid((0.42, -0.30, 0.30), (0.30, 0.30, 0.30))
+BOX = Box((-0.38, -0.36, 0.22), (0.24, 0.24, 0.22), 0.45)
+LEMON = Ellipsoid((0.03, -0.66, 0.115), (0.17, 0.115, 0.115))
+VASE = (
+    Ellipsoid((-0.36, 0.40, 0.30), (0.25, 0.25, 0.30)),
+    Frustum((-0.36, 0.40, 0.50), 0.28, 0.11, 0.17),
+)
+FIR = (
+    Frustum((0.34, 0.40, 0.0), 0.16, 0.08, 0.08),
+    Frustum((0.34, 0.40, 0.14), 0.42, 0.33, 0.06),
+    Frustum((0.34, 0.40, 0.44), 0.46, 0.24, 0.0),
+)
+TABLE = Frustum((0.0, 0.0, -0.12), 0.12, 1.15, 1.15)
+
+OBJECTS = (
+    SceneObject("table", (TABLE,), textures.planks_with_mat, textures.TABLE_PALETTE, (0, 0, -0.06), 0.0),
+    SceneObject(
+        "ball",
+        (BALL,),
+        lambda points, normals, palette: textures.segments(points, BALL.center, palette),
+        textures.BALL_PALETTE,
+        BALL.center,
+        0.30,
+    ),
+    SceneObject(
+        "box",
+        (BOX,),
+        lambda points, normals, palette: textures.ribbon(
+            BOX.to_local(points - np.array(BOX.center, points.dtype)[:, None]), palette
+        ),
+        textures.BOX_PALETTE,
+        BOX.center,
+        0.27,
+    ),
+    SceneObject("vase", VASE, textures.zigzag_bands, textures.VASE_PALETTE, (-0.36, 0.40, 0.27), 0.25),
+    SceneObject("fir", FIR, textures.fir_branches, textures.FIR_PALETTE, (0.34, 0.40, 0.30), 0.27),
+    SceneObject("lemon", (LEMON,), textures.lemon_peel, textures.LEMON_PALETTE, LEMON.center, 0.13),
+)
+
+OBJECT_NAMES = ("background", *(thing.name for thing in OBJECTS))
+"""Name of every value in `Picture.objects`."""
+
+
+@dataclass(frozen=True)
+class ObjectEdit:
+    """Repainting one object: its name and the palette that replaces its own."""
+
+    target: str
+    palette: Palette
+
+
+OBJECT_EDITS: dict[str, ObjectEdit] = {
+    "the ball is blue": ObjectEdit("ball", ((0.10, 0.28, 0.85), (0.93, 0.92, 0.86))),
+    "the ball is green": ObjectEdit("ball", ((0.13, 0.62, 0.22), (0.93, 0.92, 0.86))),
+    "the box is red": ObjectEdit("box", ((0.82, 0.12, 0.12), (0.96, 0.80, 0.22))),
+    "the vase is purple": ObjectEdit("vase", ((0.50, 0.22, 0.66), (0.95, 0.88, 0.74), (0.16, 0.22, 0.42))),
+    "the fir is covered in snow": ObjectEdit("fir", ((0.86, 0.90, 0.95), (0.70, 0.80, 0.90), (0.42, 0.27, 0.15))),
+    "the lemon is an orange": ObjectEdit("lemon", ((0.98, 0.50, 0.08), (0.90, 0.36, 0.05))),
+}
+"""Edits of single objects whose true result is known, by the instruction that asks for them."""
+
+
+@dataclass(frozen=True)
+class PinholeCamera:
+    """A pinhole camera without distortion, its principal point in the middle of the picture.
+
+    camera_to_world: (3, 4), OpenGL convention as in nerfstudio: x right, y up, looking along -z; metres.
+    focal: focal length in pixels. width, height: picture size in pixels.
+    """
+
+    camera_to_world: NDArray[np.float64]
+    focal: float
+    width: int
+    height: int
+
+    def directions(self, rows: Array, columns: Array) -> Array:
+        """Unit ray directions (3, R) through picture positions (R,), in pixels; (0.5, 0.5) is a pixel's centre."""
+        x = (columns - self.width / 2) / self.focal
+        y = (self.height / 2 - rows) / self.focal
+        along = self.camera_to_world[:, :3] @ np.stack([x, y, -np.ones_like(x)])
+        return along / np.linalg.norm(along, axis=0)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A rendered view.
+
+    rgb: (H, W, 3) float32 in 0..1, anti-aliased.
+    depth: (H, W) float32, Euclidean distance in metres from the camera along the ray of the pixel's centre.
+    objects: (H, W) uint8, index into OBJECT_NAMES of what the pixel's centre shows.
+    """
+
+    rgb: NDArray[np.float32]
+    depth: NDArray[np.float32]
+    objects: NDArray[np.uint8]
+
+
+def look_at(position: Array, target: Array) -> NDArray[np.float64]:
+    """Camera-to-world matrix (3, 4) of an upright camera at `position` (3,) looking at `target` (3,)."""
+    backward = (position - target) / np.linalg.norm(position - target)
+    right = np.cross([0.0, 0.0, 1.0], backward)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(backward, right), backward, position], axis=1)
+
+
+def orbit_cameras(count: int, *, size: int = 128, seed: int = 0) -> list[PinholeCamera]:
+    """`count` cameras around the table on rings at three heights, all looking at its middle.
+
+    Neighbours in the list are on different rings, so that taking every n-th for evaluation leaves all three
+    covered. `seed` turns the rings and jitters every camera a little. Pictures are `size` x `size` pixels.
+    """
+    if count < 1:
+        raise InputError(
+            "no cameras", expected="at least 1 view", got=str(count), hint="ask for a positive number of views"
+        )
+    generator = np.random.default_rng(seed)
+    elevations = np.radians([16.0, 33.0, 52.0])
+    start = generator.uniform(0, 2 * np.pi)
+    cameras = []
+    for index in range(count):
+        azimuth = start + 2 * np.pi * index / count + generator.uniform(-0.04, 0.04)
+        elevation = elevations[index % 3] + generator.uniform(-0.05, 0.05)
+        distance = 2.35 * generator.uniform(0.96, 1.04)
+        position = distance * np.array(
+            [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
+        )
+        target = np.array([0.0, 0.0, 0.20]) + generator.uniform(-0.05, 0.05, 3)
+        focal = 0.5 * size / np.tan(np.radians(56) / 2)
+        cameras.append(PinholeCamera(look_at(position, target), float(focal), size, size))
+    return cameras
+
+
+def _first_hit(origins: Array, directions: Array) -> tuple[Array, NDArray[np.uint8], NDArray[np.uint8]]:
+    """Distance, object index (0 background) and solid within the object, each (R,), of what rays (3, R) hit."""
+    distance = Ellipsoid((0, 0, 0), (DOME_RADIUS,) * 3).intersect(origins, directions)
+    objects = np.zeros(distance.shape, np.uint8)
+    solids = np.zeros(distance.shape, np.uint8)
+    for index, thing in enumerate(OBJECTS, start=1):
+        for part, solid in enumerate(thing.solids):
+            candidate = solid.intersect(origins, directions)
+            nearer = candidate < distance
+            distance = np.where(nearer, candidate, distance)
+            objects[nearer] = index
+            solids[nearer] = part
+    return distance, objects, solids
+
+
+def _towards_light(offset: Array) -> Array:
+    """Unit directions (3, R) to places on the square light; `offset` (2, R) in -1..1 across it."""
+    across = np.cross(LIGHT_DIRECTION, [0.0, 0.0, 1.0])
+    across /= np.linalg.norm(across)
+    along = np.cross(LIGHT_DIRECTION, across)
+    direction = LIGHT_DIRECTION[:, None] + LIGHT_SPREAD * (across[:, None] * offset[0] + along[:, None] * offset[1])
+    return direction / np.linalg.norm(direction, axis=0)
+
+
+def _in_shadow(points: Array, directions: Array) -> NDArray[np.bool_]:
+    blocked = np.zeros(points.shape[1], bool)
+    for thing in OBJECTS:
+        for solid in thing.solids:
+            open_ways = np.flatnonzero(~blocked)
+            hit = np.isfinite(solid.intersect(points[:, open_ways], directions[:, open_ways]))
+            blocked[open_ways[hit]] = True
+    return blocked
+
+
+def _openness(points: Array, own_index: int) -> Array:
+    """Share (R,) of ambient light that reaches `points`, dimmed close to the other objects."""
+    share = np.ones(points.shape[1])
+    for index, thing in enumerate(OBJECTS, start=1):
+        if thing.reach and index != own_index:
+            squared = ((points - np.array(thing.middle)[:, None]) ** 2).sum(0)
+            share *= 1 - 0.5 / (1 + (squared / thing.reach**2) ** 2)
+    return share
+
+
+def _shade(origins: Array, directions: Array, light_offset: Array, palettes: dict[str, Palette]) -> Array:
+    """Colours (3, R) in 0..1 of what rays (3, R) see, each lit from one place on the light."""
+    distance, objects, solids = _first_hit(origins, directions)
+    points = origins + distance * directions
+    colors = textures.meadow_and_sky(directions_from_middle(points))
+    for index, thing in enumerate(OBJECTS, start=1):
+        for part, solid in enumerate(thing.solids):
+            seen = np.flatnonzero((objects == index) & (solids == part))
+            if not len(seen):
+                continue
+            surface = points[:, seen]
+            normals = solid.normal(surface)
+            to_light = _towards_light(light_offset[:, seen])
+            facing = np.maximum((normals * to_light).sum(0), 0)
+            lit = np.flatnonzero(facing)
+            facing[lit[_in_shadow(surface[:, lit] + 1e-3 * normals[:, lit], to_light[:, lit])]] = 0
+            upward = 0.5 + 0.5 * normals[2]
+            ambient = np.outer(SKY_AMBIENT, upward) + np.outer(GROUND_AMBIENT, 1 - upward)
+            light = ambient * _openness(surface, index) + np.outer(LIGHT_COLOR, facing)
+            colors[:, seen] = thing.texture(surface, normals, palettes[thing.name]) * light
+    return np.clip(colors, 0, 1)
+
+
+def directions_from_middle(points: Array) -> Array:
+    """Unit vectors (3, R) from the middle of the table to `points` (3, R)."""
+    return points / np.linalg.norm(points, axis=0)
+
+
+def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> Picture:
+    """Render the scene, as it is or under a known edit.
+
+    edit: a key of OBJECT_EDITS (one object repainted), or a name in `operators.OPERATORS` (the whole picture
+        passed through that operator). samples_per_side: rays per pixel and side; each goes to another place
+        on the light, so shadows are soft from 2 on.
+    Raises InputError for an unknown edit.
+    """
+    palettes = {thing.name: thing.palette for thing in OBJECTS}
+    operator = None
+    if edit in OBJECT_EDITS:
+        palettes[OBJECT_EDITS[edit].target] = OBJECT_EDITS[edit].palette
+    elif edit is not None:
+        from csd_nerf.scenes.operators import OPERATORS
+
+        if edit not in OPERATORS:
+            raise InputError(
+                "unknown edit of the procedural scene",
+                expected=" | ".join([*OBJECT_EDITS, *OPERATORS]),
+                got=repr(edit),
+                hint="choose one of the known edits",
+            )
+        operator = OPERATORS[edit]
+
+    rows, columns = (axis.ravel().astype(np.float64) for axis in np.mgrid[: camera.height, : camera.width])
+    origin = camera.camera_to_world[:, 3:]
+    total = np.zeros((3, camera.height * camera.width))
+    count = samples_per_side**2
+    for sample in range(count):
+        row_step, column_step = divmod(sample, samples_per_side)
+        directions = camera.directions(
+            rows + (row_step + 0.5) / samples_per_side, columns + (column_step + 0.5) / samples_per_side
+        )
+        # Another place on the light for every sample, in an order unrelated to its place in the pixel.
+        light_row, light_column = divmod(sample * 5 % count if count % 5 else sample, samples_per_side)
+        offset = (2 * np.array([light_row, light_column]) + 1) / samples_per_side - 1
+        offsets = np.broadcast_to(offset[:, None], (2, directions.shape[1]))
+        total += _shade(origin, directions, offsets, palettes)
+    rgb = (total / count).T.reshape(camera.height, camera.width, 3).astype(np.float32)
+    if operator is not None:
+        import torch
+
+        channels_first = torch.from_numpy(rgb).permute(2, 0, 1)
+        rgb = operator.apply(channels_first).permute(1, 2, 0).contiguous().numpy()
+
+    distance, objects, _ = _first_hit(origin, camera.directions(rows + 0.5, columns + 0.5))
+    shape = (camera.height, camera.width)
+    return Picture(rgb, distance.reshape(shape).astype(np.float32), objects.reshape(shape))

@@ -1,0 +1,52 @@
+"""A procedural scene, trained for a moment, that the tests of the plugin edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from csd_nerf.scenes.dataset import write_dataset
+from nerf_runs import make_config, run
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of the still life, 32 pixels wide."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "still_life", views=12, size=32)
+
+
+@pytest.fixture(scope="session")
+def scene_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a scene trained for 60 steps."""
+    config = make_config(
+        "csd-nerfacto-tiny",
+        tmp_path_factory.mktemp("scene"),
+        dataset,
+        max_num_iterations=60,
+        timestamp="scene",
+        pipeline__datamanager__train_num_rays_per_batch=512,
+    )
+    return run(config).base_dir
+
+
+@pytest.fixture
+def edit_config(scene_run: Path, tmp_path: Path) -> Any:
+    """Makes configurations of a small edit of that scene."""
+
+    def make(**changes: Any) -> Any:
+        settings = {
+            "load_dir": scene_run,
+            "prompt": "make it night",
+            "max_num_iterations": 4,
+            "timestamp": "edit",
+            "pipeline__render_size": 32,
+            "pipeline__picture_size": 32,
+            "pipeline__picture_views": 2,
+            "pipeline__turntable_frames": 2,
+            "pipeline__rays_per_chunk": 1024,
+        }
+        data = changes.pop("data", None)
+        return make_config("csd-edit-tiny", tmp_path, data, **{**settings, **changes})
+
+    return make

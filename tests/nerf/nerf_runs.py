@@ -1,0 +1,48 @@
+"""Training in this process as `ns-train` does it, and configurations for it."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import nerfstudio.engine.trainer  # noqa: F401 - `nerfstudio.utils.writer` cannot be imported before it
+import numpy as np
+import torch
+from nerfstudio.utils import writer
+
+from csd_nerf.nerf.methods import METHODS
+
+
+def run(config: Any) -> Any:
+    """Train as `ns-train` does, in this process; returns the trainer."""
+    for buffer in (writer.EVENT_STORAGE, writer.EVENT_WRITERS):
+        buffer.clear()
+    writer.GLOBAL_BUFFER.clear()
+    config.set_timestamp()
+    config.save_config()
+    random.seed(config.machine.seed)
+    np.random.seed(config.machine.seed)
+    torch.manual_seed(config.machine.seed)
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.train()
+    return trainer
+
+
+def make_config(method: str, output: Path, data: Path | None, **changes: Any) -> Any:
+    """A method's configuration with some settings changed; dots are written as two underscores."""
+    config = copy.deepcopy(METHODS[method])
+    config.output_dir, config.data, config.vis = output, data, "tensorboard"
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    if data is not None:
+        config.pipeline.datamanager.data = data
+    for name, value in changes.items():
+        target, *rest = reversed(name.split("__"))
+        owner = config
+        for part in reversed(rest):
+            owner = getattr(owner, part)
+        setattr(owner, target, value)
+    return config

@@ -1,0 +1,172 @@
+"""Everything a user can get wrong: one message, exit status 2, before anything long begins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nerf_runs import make_config, run
+
+Make = Any
+
+
+def refusal(config: Any, capsys: Any) -> str:
+    """What is printed when the configuration is refused."""
+    with pytest.raises(SystemExit) as stop:
+        run(config)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
+    return printed
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", None])
+def test_no_prompt(edit_config: Make, capsys: Any, prompt: str | None) -> None:
+    assert "no prompt was given" in refusal(edit_config(prompt=prompt), capsys)
+
+
+def test_two_prompts(edit_config: Make, capsys: Any) -> None:
+    printed = refusal(edit_config(prompt="make it night", pipeline__prompt="make it winter"), capsys)
+    assert "two different prompts" in printed
+
+
+def test_both_ways_to_give_the_prompt_are_one(edit_config: Make) -> None:
+    for names in ({"prompt": "make it night"}, {"prompt": None, "pipeline__prompt": "make it night"}):
+        config = edit_config(**names)
+        if config.prompt:
+            config.pipeline.model.prompt = config.prompt  # as nerfstudio's own alias does
+        config.check()
+        assert config.pipeline.prompt == "make it night"
+        assert not hasattr(config.pipeline.model, "prompt")
+
+
+def test_no_source_scene(edit_config: Make, capsys: Any, tmp_path: Path) -> None:
+    assert "no source scene" in refusal(edit_config(load_dir=None), capsys)
+    assert "does not exist" in refusal(edit_config(load_dir=tmp_path / "nowhere"), capsys)
+    (tmp_path / "empty").mkdir()
+    assert "no checkpoint" in refusal(edit_config(load_dir=tmp_path / "empty"), capsys)
+
+
+def test_a_checkpoint_of_another_method(edit_config: Make, capsys: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "nerfstudio_models"
+    folder.mkdir()
+    torch.save(
+        {"step": 1, "pipeline": {"_model.gauss.means": torch.zeros(3)}}, folder / "step-000000001.ckpt"
+    )
+    assert "is not a nerfacto scene" in refusal(edit_config(load_dir=folder, data=_data(edit_config)), capsys)
+
+
+def _data(edit_config: Make) -> Path:
+    config = edit_config()
+    config.check()
+    return config.data
+
+
+def test_other_field_sizes(edit_config: Make, capsys: Any, scene_run: Path, tmp_path: Path) -> None:
+    printed = refusal(edit_config(pipeline__model__hidden_dim=48), capsys)
+    assert "fields of other sizes" in printed and "32" in printed and "48" in printed
+
+
+def test_the_other_implementation(edit_config: Make, capsys: Any, scene_run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "tcnn"
+    shutil.copytree(scene_run, copied)
+    (checkpoint,) = (copied / "nerfstudio_models").iterdir()
+    state = torch.load(checkpoint)
+    state["pipeline"] = {
+        name: value for name, value in state["pipeline"].items() if not name.startswith("_model.field.mlp")
+    }
+    state["pipeline"]["_model.field.mlp_base.params"] = torch.zeros(10)  # as tiny-cuda-nn keeps them
+    torch.save(state, checkpoint)
+    printed = refusal(edit_config(load_dir=copied), capsys)
+    assert "tiny-cuda-nn" in printed and "torch" in printed
+
+
+def test_another_capture(edit_config: Make, capsys: Any, tmp_path: Path) -> None:
+    """A scene with pose corrections for 11 cameras does not go with a dataset of 8."""
+    from csd_nerf.nerf.model import _check_same_shapes
+
+    with pytest.raises(ValueError, match=r"8 training cameras[\s\S]*11 training cameras"):
+        weights = {"field.a": torch.zeros(1), "proposal_networks.a": torch.zeros(1)}
+        _check_same_shapes(
+            {**weights, "camera_optimizer.pose_adjustment": torch.zeros(11, 6)},
+            {**weights, "camera_optimizer.pose_adjustment": torch.zeros(8, 6)},
+            "the scene",
+        )
+
+
+def test_priors_that_cannot_be_used(edit_config: Make, capsys: Any, tmp_path: Path) -> None:
+    from csd_nerf.bundled import bundled_path
+
+    incomplete = tmp_path / "incomplete"
+    shutil.copytree(bundled_path("tiny-instruct"), incomplete)
+    shutil.rmtree(incomplete / "vae")
+    assert "vae" in refusal(edit_config(pipeline__prior=str(incomplete)), capsys)
+
+    text_to_image = tmp_path / "text-to-image"
+    shutil.copytree(bundled_path("tiny-instruct"), text_to_image)
+    unet = json.loads((text_to_image / "unet" / "config.json").read_text())
+    (text_to_image / "unet" / "config.json").write_text(json.dumps({**unet, "in_channels": 4}))
+    assert "text-to-image" in refusal(edit_config(pipeline__prior=str(text_to_image)), capsys)
+
+    assert "no-such-prior" in refusal(edit_config(pipeline__prior="no-such-prior"), capsys)
+
+
+def test_a_render_size_that_does_not_fit(edit_config: Make, capsys: Any) -> None:
+    assert "multiple of 4" in refusal(edit_config(pipeline__render_size=30), capsys)
+
+
+def test_more_particles_than_cameras(edit_config: Make, capsys: Any) -> None:
+    assert "not enough cameras" in refusal(edit_config(pipeline__particles=99), capsys)
+
+
+@pytest.mark.parametrize("method", ["csd-nerfacto-tiny", "csd-edit-tiny"])
+def test_datasets_that_are_not_whole(
+    method: str, dataset: Path, scene_run: Path, edit_config: Make, capsys: Any, tmp_path: Path
+) -> None:
+    def config(data: Path) -> Any:
+        if method == "csd-edit-tiny":
+            return edit_config(data=data)
+        return make_config(method, tmp_path, data)
+
+    assert "no dataset at" in refusal(config(tmp_path / "nowhere"), capsys)
+    copied = tmp_path / "copied"
+    shutil.copytree(dataset, copied)
+    sorted((copied / "images").iterdir())[0].unlink()
+    assert "1 of 12 images" in refusal(config(copied), capsys)
+    meta = json.loads((copied / "transforms.json").read_text())
+    (copied / "transforms.json").write_text(json.dumps({**meta, "frames": [{"file_path": "a.png"}]}))
+    assert "without a camera" in refusal(config(copied), capsys)
+    (copied / "transforms.json").write_text(json.dumps({**meta, "frames": []}))
+    assert "lists no cameras" in refusal(config(copied), capsys)
+    (copied / "transforms.json").write_text("{")
+    assert "cannot be read" in refusal(config(copied), capsys)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("method", ["csd-nerfacto", "csd-edit"])
+def test_cuda_asked_for_and_absent(method: str, dataset: Path, capsys: Any, tmp_path: Path) -> None:
+    assert "no cuda device" in refusal(make_config(method, tmp_path, dataset), capsys)
+
+
+def test_continuing_with_another_prompt_or_method(edit_config: Make, capsys: Any) -> None:
+    trainer = run(edit_config(max_num_iterations=2))
+    printed = refusal(edit_config(load_dir=trainer.base_dir, prompt="make it winter"), capsys)
+    assert "another prompt" in printed and "make it night" in printed
+    finished = refusal(edit_config(load_dir=trainer.base_dir, prompt=None, max_num_iterations=100), capsys)
+    assert "is finished" in finished
+
+
+def test_ns_train_itself_refuses_without_a_traceback(tmp_path: Path) -> None:
+    command = ["ns-train", "csd-edit-tiny", "--prompt", "make it night", "--output-dir", str(tmp_path)]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / command[0]), *command[1:]], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "no source scene was given" in done.stderr and "Traceback" not in done.stderr + done.stdout
+    assert not any(tmp_path.iterdir())

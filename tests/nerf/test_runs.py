@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from csd_nerf.errors import InputError
+from csd_nerf.nerf.runs import adopt, find_run
+
+
+def test_a_run_is_found_by_its_folder_its_config_its_checkpoints_or_one_of_them(scene_run: Path) -> None:
+    checkpoint = scene_run / "nerfstudio_models" / "step-000000059.ckpt"
+    for path in (scene_run, scene_run / "config.yml", checkpoint.parent, checkpoint):
+        run = find_run(path)
+        assert run.checkpoint == checkpoint
+        assert run.config is not None and run.config.method_name == "csd-nerfacto-tiny"
+
+
+def test_the_newest_whole_checkpoint_is_taken(scene_run: Path, tmp_path: Path) -> None:
+    whole = scene_run / "nerfstudio_models" / "step-000000059.ckpt"
+    for step in (5, 1000, 20000):
+        shutil.copy(whole, tmp_path / f"step-{step:09d}.ckpt")
+    (tmp_path / "step-000030000.ckpt").write_bytes(whole.read_bytes()[:1000])  # cut short by a kill
+    assert find_run(tmp_path).checkpoint.name == "step-000020000.ckpt"
+    assert find_run(tmp_path, step=5).checkpoint.name == "step-000000005.ckpt"
+    assert find_run(tmp_path).config is None
+
+
+def test_a_missing_run_or_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        find_run(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"no checkpoint[\s\S]*got: +notes.txt"):
+        find_run(tmp_path)
+
+
+def test_a_config_that_cannot_be_read_is_refused(scene_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(scene_run, tmp_path / "run")
+    (tmp_path / "run" / "config.yml").write_text("!!python/object:no.such.Class {}")
+    with pytest.raises(InputError, match=r"config\.yml cannot be read"):
+        find_run(tmp_path / "run")
+
+
+@dataclass
+class Inner:
+    size: int = 1
+    depth: int = 2
+
+
+@dataclass
+class Outer:
+    name: str = "default"
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_what_the_user_set_wins_and_the_rest_follows_the_run() -> None:
+    given = Outer(inner=Inner(size=5))
+    saved = Outer(name="saved", inner=Inner(size=7, depth=8))
+    assert adopt(given, Outer(), saved) == Outer(name="saved", inner=Inner(size=5, depth=8))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from nerfstudio.cameras.cameras import Cameras
+
+from csd_nerf.errors import InputError
+from csd_nerf.nerf.views import CameraSampler, fit_cameras, fit_photo, turntable_cameras, view_size
+
+
+def ring(count: int, *, heights: list[int] | int = 40, widths: list[int] | int = 60) -> Cameras:
+    """Cameras on a circle of radius 2 at height 0.5, looking at the origin."""
+    angles = torch.arange(count) * (2 * torch.pi / count)
+    eyes = torch.stack([2 * angles.cos(), 2 * angles.sin(), torch.full((count,), 0.5)], 1)
+    back = torch.nn.functional.normalize(eyes, dim=1)
+    right = torch.nn.functional.normalize(
+        torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]).expand_as(back), back), dim=1
+    )
+    poses = torch.stack([right, torch.linalg.cross(back, right), back, eyes], -1)
+    height = torch.as_tensor(heights).expand(count).contiguous()
+    width = torch.as_tensor(widths).expand(count).contiguous()
+    return Cameras(
+        camera_to_worlds=poses, fx=50.0, fy=50.0, cx=width / 2.0, cy=height / 2.0, height=height, width=width
+    )
+
+
+def test_view_size_keeps_the_aspect_and_suits_the_autoencoder() -> None:
+    assert view_size(ring(3), 32, 8) == (32, 48)
+    assert view_size(ring(3, heights=60, widths=40), 32, 8) == (48, 32)
+    with pytest.raises(InputError, match=r"multiple of 8[\s\S]*30[\s\S]*24` or 32"):
+        view_size(ring(3), 30, 8)
+
+
+def test_fitted_cameras_see_what_the_fitted_photo_shows() -> None:
+    """The ray through a photo's pixel and the ray through the fitted photo's pixel are the same one."""
+    cameras = ring(2, heights=[40, 80], widths=[60, 80])
+    fitted = fit_cameras(cameras, 20, 30)
+    for index, (height, width) in enumerate([(40, 60), (80, 80)]):
+        scale = max(20 / height, 30 / width)
+        rows, columns = torch.meshgrid(torch.arange(20) + 0.5, torch.arange(30) + 0.5, indexing="ij")
+        full = torch.stack(
+            [rows / scale + (height - 20 / scale) / 2, columns / scale + (width - 30 / scale) / 2], -1
+        )
+        expected = cameras.generate_rays(camera_indices=index, coords=full).directions
+        actual = fitted.generate_rays(
+            camera_indices=index, coords=torch.stack([rows, columns], -1)
+        ).directions
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_fitted_photo_is_the_centred_crop() -> None:
+    photo = torch.zeros(8, 16, 3)
+    photo[:, 4:12] = torch.linspace(0, 1, 8)[None, :, None]
+    torch.testing.assert_close(fit_photo(photo, 8, 8), photo[:, 4:12].permute(2, 0, 1))
+    assert fit_photo(torch.rand(37, 91, 4), 16, 24).shape == (3, 16, 24)
+
+
+def test_sampler_draws_distinct_cameras_from_all_sides_and_all_equally_often() -> None:
+    cameras = ring(12)
+    sampler = CameraSampler(cameras, particles=4, seed=0)
+    steps = [sampler(step) for step in range(12)]
+    assert all(len(set(indices)) == 4 for indices in steps)
+    assert set(Counter(index for indices in steps for index in indices).values()) == {4}
+    for indices in steps:  # one camera in each quarter of the circle that the sectors cut
+        sectors = [next(n for n, s in enumerate(sampler.sectors) if index in s) for index in indices]
+        assert sectors == [0, 1, 2, 3]
+    assert [CameraSampler(cameras, 4, 0)(step) for step in range(12)] == steps
+    assert [CameraSampler(cameras, 4, 1)(step) for step in range(12)] != steps
+
+
+def test_sampler_refuses_more_particles_than_cameras() -> None:
+    with pytest.raises(InputError, match=r"between 1 and 3[\s\S]*got: +4"):
+        CameraSampler(ring(3), particles=4, seed=0)
+
+
+def test_turntable_looks_at_what_the_capture_looks_at() -> None:
+    turntable = turntable_cameras(ring(9), frames=8, height=20, width=30)
+    positions, forward = turntable.camera_to_worlds[:, :, 3], -turntable.camera_to_worlds[:, :, 2]
+    distances = positions.norm(dim=1)
+    torch.testing.assert_close(distances, torch.full((8,), (4 + 0.25) ** 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(positions + forward * distances[:, None], torch.zeros(8, 3), atol=1e-3, rtol=0)

@@ -1,0 +1,53 @@
+"""The last stage: half-precision weights in diffusers' folder layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionInstructPix2PixPipeline
+
+from training.text import load_text
+from training.unet import load_unet, new_scheduler
+from training.vae import load_vae
+
+LARGEST_BYTES = 20_000_000
+
+
+def export(work: Path, out: Path) -> None:
+    """Write the pipeline of what is in `work` to `out`, whole or not at all; a model card in `out` stays."""
+    tokenizer, text_encoder = load_text(work)
+    pipeline = StableDiffusionInstructPix2PixPipeline(
+        vae=load_vae(work, torch.device("cpu")).half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        unet=load_unet(work).half(),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    fresh = out.with_name(out.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipeline.save_pretrained(fresh, safe_serialization=True)
+    _load_in_single_precision_by_default(fresh / "text_encoder" / "config.json")
+    size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
+    if size > LARGEST_BYTES:
+        raise RuntimeError(f"{fresh} has {size} bytes, more than the {LARGEST_BYTES} that may be bundled")
+    if (out / "README.md").exists():
+        shutil.copy2(out / "README.md", fresh / "README.md")
+    replaced = out.with_name(out.name + ".replaced")
+    if out.exists():
+        os.replace(out, replaced)
+    os.replace(fresh, out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _load_in_single_precision_by_default(config: Path) -> None:
+    """transformers loads a model in the precision its config names, diffusers in float32: make them agree."""
+    fields = json.loads(config.read_text())
+    fields["dtype"] = "float32"
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
