@@ -113,7 +113,8 @@ def evaluation_views(run: Path, size: int) -> tuple[Tensor, Tensor, Tensor]:
     from nerfstudio.utils.eval_utils import eval_setup
 
     config, pipeline, _, _ = eval_setup(run / "config.yml")
-    cameras, photos = pipeline.datamanager.eval_views(size, size, 1000)
+    cameras, indices = pipeline.datamanager.eval_cameras(size, size, 1000)
+    photos = pipeline.datamanager.eval_photos(indices, size, size)
     after = pipeline.draw(cameras)
     source = find_run(config.pipeline.source_checkpoint).checkpoint
     pipeline.load_pipeline(torch.load(source, map_location="cpu")["pipeline"], 0)

@@ -73,7 +73,7 @@ def main(options: Options) -> None:
                 particles, share, options.render_size, options.full_size, options.device, options.steps
             )
             command = [sys.executable, __file__, "--row", json.dumps(asdict(setting))]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append({**asdict(setting), **json.loads(done.stdout.splitlines()[-1])})
             if len(rows) == 1:
                 print(
@@ -107,36 +107,41 @@ def run_row(setting: Setting) -> dict[str, Any]:
         config.datamanager.photo_size = None
         torch.manual_seed(0)
         pipeline = config.setup(device=setting.device, test_mode="val")
-    with full_size_prior(setting) if setting.full_size else nullcontext():
-        pipeline.begin_edit(pipeline.state_dict(), seed=0, max_steps=1000, origin="random weights")
-    optimizer = torch.optim.Adam([p for group in pipeline.get_param_groups().values() for p in group], lr=0.0)
-    pipeline.train()
-    warm_up = 2
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for step in range(setting.steps + warm_up):
-        if step == warm_up:
-            _reset_peak(setting.device)
-            seconds.clear()
-        with timed_parts(setting.device, pipeline, seconds):
-            start = _now(setting.device)
-            with torch.autocast(setting.device, enabled=setting.device == "cuda"):
-                _, losses, _ = pipeline.get_train_loss_dict(step)
-            backward = _now(setting.device)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            update = _now(setting.device)
-            optimizer.step()
-            end = _now(setting.device)
-        seconds["backward"].append(update - backward)
-        seconds["optimizer"].append(end - update)
-        seconds["step"].append(end - start)
+        with full_size_prior(setting) if setting.full_size else nullcontext():
+            pipeline.begin_edit(pipeline.state_dict(), seed=0, max_steps=1000, origin="random weights")
+        optimizer = torch.optim.Adam(
+            [p for group in pipeline.get_param_groups().values() for p in group], lr=0.0
+        )
+        pipeline.train()
+        warm_up = 2
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for step in range(setting.steps + warm_up):
+            if step == warm_up:
+                _reset_peak(setting.device)
+                seconds.clear()
+            with timed_parts(setting.device, pipeline) as parts:
+                start = _now(setting.device)
+                with torch.autocast(setting.device, enabled=setting.device == "cuda"):
+                    _, losses, _ = pipeline.get_train_loss_dict(step)
+                backward = _now(setting.device)
+                optimizer.zero_grad()
+                sum(losses.values()).backward()
+                update = _now(setting.device)
+                optimizer.step()
+                end = _now(setting.device)
+            for part, duration in parts.items():
+                seconds[part].append(duration)
+            seconds["backward"].append(update - backward)
+            seconds["optimizer"].append(end - update)
+            seconds["step"].append(end - start)
     median = {part: 1000 * sorted(values)[len(values) // 2] for part, values in seconds.items()}
     return {"milliseconds": median, "peak_mib": _peak_mib(setting.device)}
 
 
 @contextmanager
-def timed_parts(device: str, pipeline: Any, seconds: dict[str, list[float]]) -> Iterator[None]:
-    """Time the functions that a step is made of, where it calls them."""
+def timed_parts(device: str, pipeline: Any) -> Iterator[dict[str, float]]:
+    """Time the functions that a step is made of, where it calls them; yields seconds by part."""
+    seconds: dict[str, float] = defaultdict(float)
     objective = pipeline._edit.objective
     prior = objective.prior
 
@@ -144,7 +149,7 @@ def timed_parts(device: str, pipeline: Any, seconds: dict[str, list[float]]) -> 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             start = _now(device)
             result = function(*args, **kwargs)
-            seconds[part].append(_now(device) - start)
+            seconds[part] += _now(device) - start
             return result
 
         return wrapped
@@ -161,7 +166,7 @@ def timed_parts(device: str, pipeline: Any, seconds: dict[str, list[float]]) -> 
             timed("transport", _original("csd_nerf.distillation.objective", "svgd")),
         ),
     ):
-        yield
+        yield seconds
 
 
 def _original(module: str, name: str) -> Callable[..., Any]:

@@ -87,9 +87,7 @@ class Prior:
 
     def __init__(self, folder: Path) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32
-        )
+        self.pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder)
         self.pipeline.to(device).set_progress_bar_config(disable=True)
 
     def edit(self, photos: Tensor, instruction: str, first_seed: int = 0) -> Tensor:
@@ -184,11 +182,11 @@ def count_hues(prior: Prior, photo: Photo, size: int) -> HueCount:
     return result
 
 
-def overall(figures: list[Figure], counts: dict[str, int]) -> dict[str, dict[int, float]]:
+def overall(figures: list[Figure], sizes: list[int], counts: dict[str, int]) -> dict[str, dict[int, float]]:
     """Gain of each edit at each size over all pictures of all sets."""
     gains: dict[str, dict[int, float]] = {}
     for edit in dict.fromkeys(figure.edit for figure in figures):
-        for size in SIZES:
+        for size in sizes:
             parts = [figure for figure in figures if (figure.edit, figure.size) == (edit, size)]
             total = sum(counts[part.pictures] for part in parts)
             gains.setdefault(edit, {})[size] = (
@@ -206,21 +204,21 @@ def write_sheet(pictures: dict[str, Tensor], path: Path) -> None:
     print(f"{path}: columns {', '.join(pictures)}", flush=True)
 
 
-def check(prior: Prior, out: Path | None, sheets: Path | None) -> None:
+def check(prior: Prior, sizes: list[int], out: Path | None, sheets: Path | None) -> None:
     """Measure everything, print the table, write what was asked for."""
     shared = shared_folder()
     sets = {"photos": held_out_photos(shared), SCENE: scene_photos(shared, SCENE, SCENE_STRIDE)}
     figures: list[Figure] = []
     hues: list[HueCount] = []
-    for size in SIZES:
+    for size in sizes:
         for name, photos in sets.items():
             measured, pictures = measure(prior, name, photos, size)
             figures += measured
             hues.append(count_hues(prior, photos[0], size))
             if sheets is not None:
                 write_sheet(pictures, sheets / f"{name}-{size}.png")
-    gains = overall(figures, {name: len(photos) for name, photos in sets.items()})
-    print(f"\n{'edit':10}{'wanted':>8}" + "".join(f"{f'{size} px':>9}" for size in SIZES))
+    gains = overall(figures, sizes, {name: len(photos) for name, photos in sets.items()})
+    print(f"\n{'edit':10}{'wanted':>8}" + "".join(f"{f'{size} px':>9}" for size in sizes))
     for edit, by_size in gains.items():
         wanted = WANTED_GAIN.get(edit)
         verdict = "" if wanted is None else "  reached" if min(by_size.values()) >= wanted else "  MISSED"
@@ -244,11 +242,12 @@ def main() -> None:
     parser.add_argument(
         "--prior", default="tiny-instruct", help="bundled name, or a folder in diffusers format"
     )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="short sides in pixels")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--pictures", type=Path, help="write contact sheets to this folder")
     arguments = parser.parse_args()
     with exit_on_input_error():
-        check(Prior(prior_folder(arguments.prior)), arguments.out, arguments.pictures)
+        check(Prior(prior_folder(arguments.prior)), list(arguments.sizes), arguments.out, arguments.pictures)
 
 
 if __name__ == "__main__":

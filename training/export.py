@@ -7,12 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
+from training.decoder import load_finished_vae
 from training.text import load_text
 from training.unet import load_unet, new_scheduler
-from training.vae import load_vae
 
 LARGEST_BYTES = 20_000_000
 
@@ -21,7 +20,7 @@ def export(work: Path, out: Path) -> None:
     """Write the pipeline of what is in `work` to `out`, whole or not at all; a model card in `out` stays."""
     tokenizer, text_encoder = load_text(work)
     pipeline = StableDiffusionInstructPix2PixPipeline(
-        vae=load_vae(work, torch.device("cpu")).half(),
+        vae=load_finished_vae(work).half(),
         text_encoder=text_encoder.half(),
         tokenizer=tokenizer,
         unet=load_unet(work).half(),

@@ -2,7 +2,7 @@
 
     python -m training.tiny_instruct --out csd_nerf/bundled/tiny_instruct --work ../tiny-instruct-work
 
-Reads photos and LPIPS's AlexNet from `CSD_NERF_SHARED` (default `../shared` next to the repository). Five
+Reads photos and LPIPS's AlexNet from `CSD_NERF_SHARED` (default `../shared` next to the repository). Six
 stages, each of which leaves a file in the working folder; a run that was killed goes on where it was.
 """
 
@@ -16,6 +16,7 @@ import torch
 
 from csd_nerf.errors import exit_on_input_error
 from training import parallel
+from training.decoder import train_decoder
 from training.export import export
 from training.latents import write_latents
 from training.parallel import Worker
@@ -26,8 +27,9 @@ from training.unet import train_unet
 from training.vae import train_vae
 
 VAE_STEPS = 2400
+DECODER_STEPS = 1600
 UNET_STEPS = 6000
-STAGES = ("vae", "text", "latents", "unet", "export")
+STAGES = ("vae", "decoder", "text", "latents", "unet", "export")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Plan:
     work: Path
     out: Path
     vae: Budget
+    decoder: Budget
     unet: Budget
     seed: int
     stages: tuple[str, ...]
@@ -45,14 +48,16 @@ class Plan:
 
 def follow(worker: Worker, plan: Plan) -> None:
     """Do the stages that are not done yet."""
-    if {"vae", "latents"} & set(plan.stages):
+    if {"vae", "decoder", "latents"} & set(plan.stages):
         if worker.leads:
             cached_training_photos(plan.shared, plan.work / "photos.pt")
         worker.wait()
         photos = cached_training_photos(plan.shared, plan.work / "photos.pt")
+    alexnet = plan.shared / "weights/lpips/alexnet_features.safetensors"
     if "vae" in plan.stages and not (plan.work / "vae.pt").exists():
-        alexnet = plan.shared / "weights/lpips/alexnet_features.safetensors"
         train_vae(worker, photos, alexnet, plan.work, plan.vae, plan.seed)
+    if "decoder" in plan.stages and not (plan.work / "decoder.pt").exists():
+        train_decoder(worker, photos, alexnet, plan.work, plan.decoder, plan.seed)
     if "text" in plan.stages and worker.leads and not (plan.work / "text.pt").exists():
         train_text(plan.work, plan.seed)
     worker.wait()
@@ -77,8 +82,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="default: 2 on a CPU, 1 on a GPU; part of the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
+    parser.add_argument("--decoder-steps", type=int, default=DECODER_STEPS)
     parser.add_argument("--unet-steps", type=int, default=UNET_STEPS)
     parser.add_argument("--vae-minutes", type=float, help="a time instead of a number of steps")
+    parser.add_argument("--decoder-minutes", type=float, help="a time instead of a number of steps")
     parser.add_argument("--unet-minutes", type=float, help="a time instead of a number of steps")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="only these")
     arguments = parser.parse_args()
@@ -88,6 +95,7 @@ def main() -> None:
         work=arguments.work,
         out=arguments.out,
         vae=Budget(arguments.vae_steps, arguments.vae_minutes),
+        decoder=Budget(arguments.decoder_steps, arguments.decoder_minutes),
         unet=Budget(arguments.unet_steps, arguments.unet_minutes),
         seed=arguments.seed,
         stages=tuple(arguments.stages),

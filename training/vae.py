@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ SHORT_SIDES = (96, 112, 128, 144, 160, 224)
 RAW_DEVIATION = 2.0
 """Deviation of the unscaled latents. Not 1, so that code which forgets the scaling factor is wrong by 2."""
 
-_EDITS = (*(operator.apply for operator in OPERATORS.values()), *TINTS.values())
+EDITS = (*(operator.apply for operator in OPERATORS.values()), *TINTS.values())
 _SHARE_UNEDITED, _SHARE_PAINTED = 0.3, 0.15
 
 
@@ -79,7 +80,8 @@ class Perceptual(nn.Module):
 class Crops:
     """Random crops of photos, edited or not: what the autoencoder must be able to show."""
 
-    def __init__(self, photos: list[Photo]) -> None:
+    def __init__(self, photos: list[Photo], edits: tuple[Callable[[Tensor], Tensor], ...] = EDITS) -> None:
+        self.edits = edits
         self.plain = [_uint8(resized(photo.rgb, side)) for photo in photos for side in SHORT_SIDES[::2]]
         self.painted = [
             _uint8(resized(photo.painted, side))
@@ -104,7 +106,7 @@ class Crops:
             crop = crop.flip(-1)
         if painted or kind > 1 - _SHARE_UNEDITED:
             return crop
-        return _EDITS[_index(len(_EDITS), generator)](crop)
+        return self.edits[_index(len(self.edits), generator)](crop)
 
 
 def train_vae(

@@ -75,22 +75,26 @@ class EditDataManager(SceneDataManager):
         """All training cameras, cropped to one shape, on the device."""
         return fit_cameras(self.train_dataset.cameras, height, width).to(self.device)
 
-    def eval_views(self, height: int, width: int, count: int) -> tuple[Cameras, Tensor]:
-        """Cameras spread over the evaluation split, and what they photographed.
+    def eval_cameras(self, height: int, width: int, count: int) -> tuple[Cameras, list[int]]:
+        """Cameras spread over the evaluation split, cropped to one shape, and their indices in it.
 
         Args:
             height: of the views, in pixels.
             width: of the views, in pixels.
             count: how many; fewer when the split is smaller. The training split serves where the
                 evaluation split is empty.
-
-        Returns:
-            Cameras (V) on the device and photos (V, 3, height, width), 0..1.
         """
-        dataset = self.eval_dataset if len(self.eval_dataset) else self.train_dataset
-        chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long()
-        cameras = fit_cameras(dataset.cameras[chosen], height, width).to(self.device)
-        return cameras, self._photos(dataset, chosen.tolist(), height, width)
+        cameras = self._shown.cameras
+        chosen = torch.linspace(0, len(cameras) - 1, min(count, len(cameras))).round().long()
+        return fit_cameras(cameras[chosen], height, width).to(self.device), chosen.tolist()
+
+    def eval_photos(self, indices: Sequence[int], height: int, width: int) -> Tensor:
+        """Photos (V, 3, height, width), 0..1, of cameras that `eval_cameras` chose."""
+        return self._photos(self._shown, indices, height, width)
+
+    @property
+    def _shown(self) -> InputDataset:
+        return self.eval_dataset if len(self.eval_dataset) else self.train_dataset
 
     def train_photos(self, indices: Sequence[int], height: int, width: int) -> Tensor:
         """Source photos (N, 3, height, width), 0..1, cropped as `train_cameras` are."""

@@ -261,7 +261,7 @@ class EditPipeline(VanillaPipeline):
         """Renders (V, 3, H, W) of the fixed evaluation cameras, 0..1, on the CPU."""
         config = self.config
         size = view_size(self.datamanager.train_dataset.cameras, config.picture_size, 2)
-        cameras, _ = self.datamanager.eval_views(*size, config.picture_views)
+        cameras, _ = self.datamanager.eval_cameras(*size, config.picture_views)
         return self.draw(cameras)
 
     def draw(self, cameras: Cameras) -> Tensor:

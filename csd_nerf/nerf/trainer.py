@@ -4,7 +4,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, NoReturn, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
@@ -126,18 +126,17 @@ class EditTrainerConfig(SceneTrainerConfig):
             self.machine.seed = saved.machine.seed
 
     def _take_prompt(self) -> None:
-        """`--prompt` and `--pipeline.prompt` are one setting."""
-        if self.prompt is not None:
-            if self.pipeline.prompt and self.pipeline.prompt != self.prompt:
-                raise InputError(
-                    "two different prompts were given",
-                    expected="--prompt or --pipeline.prompt",
-                    got=f"{self.prompt!r} and {self.pipeline.prompt!r}",
-                    hint="leave one of them out",
-                )
-            self.pipeline.prompt = self.prompt
-            # nerfstudio's own alias puts it on the model, where nothing reads it.
-            vars(self.pipeline.model).pop("prompt", None)
+        """`--prompt`, `--pipeline.prompt` and nerfstudio's own `--pipeline.model.prompt` are one setting."""
+        model = self.pipeline.model
+        given = {prompt for prompt in (self.prompt, self.pipeline.prompt, model.prompt) if prompt}
+        if len(given) > 1:
+            raise InputError(
+                "different prompts were given",
+                expected="one prompt, by --prompt or --pipeline.prompt",
+                got=" and ".join(map(repr, sorted(given))),
+                hint="leave all but one out",
+            )
+        self.pipeline.prompt, model.prompt = next(iter(given), ""), None
 
     def _run_path(self) -> Path:
         path = self.load_dir or self.load_checkpoint
@@ -160,8 +159,11 @@ class EditTrainer(Trainer):
     def setup(self, test_mode: Any = "val") -> None:
         """Build the pipeline and load source scene, prior and, for a resume, the edit so far."""
         self._skipped_in_a_row = 0
-        with exit_on_input_error():
-            super().setup(test_mode)
+        try:
+            with exit_on_input_error():
+                super().setup(test_mode)
+        except RuntimeError as error:
+            _explain_out_of_memory(error)
 
     def _load_checkpoint(self) -> None:
         """Begin the edit; continue it when the checkpoint is one of an edit."""
@@ -207,29 +209,25 @@ class EditTrainer(Trainer):
             self._skipped_in_a_row += 1
             CONSOLE.print(f"[bold yellow]Step {step} skipped: {error}")
             if self._skipped_in_a_row >= NON_FINITE_STEPS_IN_A_ROW:
-                self._stop_with_checkpoint(
-                    step,
-                    f"{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
-                    "--pipeline.objective.text-guidance or use --pipeline.prior-precision float32.",
+                CONSOLE.print(
+                    f"[bold red]{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
+                    "--pipeline.objective.text-guidance or use --pipeline.prior-precision float32."
+                    f"{self._save_before(step)}"
                 )
+                raise SystemExit(1) from None
             zero = torch.zeros((), device=self.pipeline.device)
             return zero, {}, {}
-        except torch.OutOfMemoryError as error:
-            self._stop_with_checkpoint(
-                step,
-                f"The device is out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
-                "--pipeline.unet-batch-size, --pipeline.rays-per-chunk, --pipeline.vae-batch-size, "
-                "--pipeline.particles, --pipeline.render-size.",
-            )
+        except RuntimeError as error:
+            _explain_out_of_memory(error, self._save_before(step))
         self._skipped_in_a_row = 0
         return result
 
-    def _stop_with_checkpoint(self, step: int, why: str) -> None:
-        if step > self._start_step:
-            self.save_checkpoint(step - 1)
-            why += f" The edit so far is saved: continue with --load-dir {self.base_dir}"
-        CONSOLE.print(f"[bold red]{why}")
-        raise SystemExit(1)
+    def _save_before(self, step: int) -> str:
+        """Save what was done before a step that failed; returns how to go on from there."""
+        if step <= self._start_step:
+            return ""
+        self.save_checkpoint(step - 1)
+        return f" The edit so far is saved: continue with --load-dir {self.base_dir}"
 
     def save_checkpoint(self, step: int) -> None:
         """Save as the parent does, but in a way that a kill cannot leave half a checkpoint."""
@@ -247,6 +245,19 @@ class EditTrainer(Trainer):
             for older in folder.glob("step-*.ckpt"):
                 if older.name != name:
                     older.unlink()
+
+
+def _explain_out_of_memory(error: RuntimeError, saved: str = "") -> NoReturn:
+    """End the run with the settings to turn down; any other error is raised again."""
+    on_gpu, on_cpu = isinstance(error, torch.OutOfMemoryError), "can't allocate memory" in str(error)
+    if not (on_gpu or on_cpu):
+        raise error
+    CONSOLE.print(
+        f"[bold red]Out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
+        "--pipeline.unet-batch-size, --pipeline.rays-per-chunk, --pipeline.vae-batch-size, "
+        f"--pipeline.particles, --pipeline.render-size.{saved}"
+    )
+    raise SystemExit(1) from None
 
 
 def check_device(device_type: str) -> None:

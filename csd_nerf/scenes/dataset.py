@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from csd_nerf.errors import InputError
-from csd_nerf.scenes.still_life import OBJECT_NAMES, orbit_cameras, render
+from csd_nerf.scenes.still_life import OBJECT_NAMES, find_edit, orbit_cameras, render
 
 DEPTH_UNIT = 1e-3
 """Metres per step of a depth picture: nerfstudio's default `depth_unit_scale_factor`."""
 
 
 def write_dataset(
-    folder: Path, views: int = 60, size: int = 128, edit: str | None = None, seed: int = 0
+    folder: Path,
+    views: int = 60,
+    size: int = 128,
+    edit: str | None = None,
+    seed: int = 0,
+    on_view: Callable[[int], None] | None = None,
 ) -> Path:
     """Render the still life and write it in nerfstudio's format.
 
@@ -32,6 +38,7 @@ def write_dataset(
         size: their side, in pixels.
         edit: a known edit to render the scene under, see `still_life.render`.
         seed: of the cameras.
+        on_view: called after every picture with the number of pictures so far.
 
     Returns:
         `folder`.
@@ -52,9 +59,11 @@ def write_dataset(
             got="an existing one",
             hint="choose another name or remove it",
         )
+    find_edit(edit)
     cameras = orbit_cameras(views, size=size, seed=seed)
     partial = folder.with_name(f".{folder.name}-unfinished")
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        shutil.rmtree(partial)
     for kind in ("images", "depths", "objects"):
         (partial / kind).mkdir(parents=True)
     frames = []
@@ -73,6 +82,8 @@ def write_dataset(
                 "transform_matrix": [*camera.camera_to_world.tolist(), [0.0, 0.0, 0.0, 1.0]],
             }
         )
+        if on_view is not None:
+            on_view(number + 1)
     meta = {
         "camera_model": "OPENCV",
         "w": size,

@@ -75,7 +75,9 @@ class Box:
     def to_local(self, vectors: Array) -> Array:
         """Turn vectors (3, R) from the scene's axes to those of the box."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        return np.stack([cos * vectors[0] + sin * vectors[1], cos * vectors[1] - sin * vectors[0], vectors[2]])
+        return np.stack(
+            [cos * vectors[0] + sin * vectors[1], cos * vectors[1] - sin * vectors[0], vectors[2]]
+        )
 
     def intersect(self, origins: Array, directions: Array) -> Array:
         start = self.to_local(origins - np.array(self.center, origins.dtype)[:, None])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from csd_nerf.scenes import textures
 from csd_nerf.scenes.primitives import Array, Box, Ellipsoid, Frustum, Solid
 from csd_nerf.scenes.textures import Color, Palette
 
+if TYPE_CHECKING:
+    from csd_nerf.scenes.operators import Operator
+
 DOME_RADIUS = 12.0
 """Radius in metres of the sphere around everything that carries the sky and the meadow."""
 
@@ -27,6 +31,9 @@ LIGHT_DIRECTION = np.array([0.50, -0.42, 0.76]) / np.linalg.norm([0.50, -0.42, 0
 
 LIGHT_SPREAD = 0.10
 """Half the width of the square light, as the tangent of the angle it fills; it softens the shadows."""
+
+RAYS_AT_A_TIME = 1 << 14
+"""So many rays' intermediate results fit in a processor's cache."""
 
 LIGHT_COLOR: Color = (0.72, 0.69, 0.62)
 SKY_AMBIENT: Color = (0.42, 0.45, 0.50)
@@ -105,7 +112,9 @@ OBJECT_EDITS: dict[str, ObjectEdit] = {
     "the ball is green": ObjectEdit("ball", ((0.13, 0.62, 0.22), (0.93, 0.92, 0.86))),
     "the box is red": ObjectEdit("box", ((0.82, 0.12, 0.12), (0.96, 0.80, 0.22))),
     "the vase is purple": ObjectEdit("vase", ((0.50, 0.22, 0.66), (0.95, 0.88, 0.74), (0.16, 0.22, 0.42))),
-    "the fir is covered in snow": ObjectEdit("fir", ((0.86, 0.90, 0.95), (0.70, 0.80, 0.90), (0.42, 0.27, 0.15))),
+    "the fir is covered in snow": ObjectEdit(
+        "fir", ((0.86, 0.90, 0.95), (0.70, 0.80, 0.90), (0.42, 0.27, 0.15))
+    ),
     "the lemon is an orange": ObjectEdit("lemon", ((0.98, 0.50, 0.08), (0.90, 0.36, 0.05))),
 }
 """Edits of single objects whose true result is known, by the instruction that asks for them."""
@@ -125,7 +134,7 @@ class PinholeCamera:
     height: int
 
     def directions(self, rows: Array, columns: Array) -> Array:
-        """Unit ray directions (3, R) through picture positions (R,), in pixels; (0.5, 0.5) is a pixel's centre."""
+        """Unit ray directions (3, R) through picture positions (R,) in pixels; centres end in .5."""
         x = (columns - self.width / 2) / self.focal
         y = (self.height / 2 - rows) / self.focal
         along = self.camera_to_world[:, :3] @ np.stack([x, y, -np.ones_like(x)])
@@ -162,7 +171,10 @@ def orbit_cameras(count: int, *, size: int = 128, seed: int = 0) -> list[Pinhole
     """
     if count < 1:
         raise InputError(
-            "no cameras", expected="at least 1 view", got=str(count), hint="ask for a positive number of views"
+            "no cameras",
+            expected="at least 1 view",
+            got=str(count),
+            hint="ask for a positive number of views",
         )
     generator = np.random.default_rng(seed)
     elevations = np.radians([16.0, 33.0, 52.0])
@@ -182,7 +194,7 @@ def orbit_cameras(count: int, *, size: int = 128, seed: int = 0) -> list[Pinhole
 
 
 def _first_hit(origins: Array, directions: Array) -> tuple[Array, NDArray[np.uint8], NDArray[np.uint8]]:
-    """Distance, object index (0 background) and solid within the object, each (R,), of what rays (3, R) hit."""
+    """Distance, object (0 background) and its solid, each (R,), of what rays (3, R) hit."""
     distance = Ellipsoid((0, 0, 0), (DOME_RADIUS,) * 3).intersect(origins, directions)
     objects = np.zeros(distance.shape, np.uint8)
     solids = np.zeros(distance.shape, np.uint8)
@@ -201,7 +213,9 @@ def _towards_light(offset: Array) -> Array:
     across = np.cross(LIGHT_DIRECTION, [0.0, 0.0, 1.0])
     across /= np.linalg.norm(across)
     along = np.cross(LIGHT_DIRECTION, across)
-    direction = LIGHT_DIRECTION[:, None] + LIGHT_SPREAD * (across[:, None] * offset[0] + along[:, None] * offset[1])
+    direction = LIGHT_DIRECTION[:, None] + LIGHT_SPREAD * (
+        across[:, None] * offset[0] + along[:, None] * offset[1]
+    )
     return direction / np.linalg.norm(direction, axis=0)
 
 
@@ -229,7 +243,7 @@ def _shade(origins: Array, directions: Array, light_offset: Array, palettes: dic
     """Colours (3, R) in 0..1 of what rays (3, R) see, each lit from one place on the light."""
     distance, objects, solids = _first_hit(origins, directions)
     points = origins + distance * directions
-    colors = textures.meadow_and_sky(directions_from_middle(points))
+    colors = textures.meadow_and_sky(points / np.linalg.norm(points, axis=0))
     for index, thing in enumerate(OBJECTS, start=1):
         for part, solid in enumerate(thing.solids):
             seen = np.flatnonzero((objects == index) & (solids == part))
@@ -248,9 +262,25 @@ def _shade(origins: Array, directions: Array, light_offset: Array, palettes: dic
     return np.clip(colors, 0, 1)
 
 
-def directions_from_middle(points: Array) -> Array:
-    """Unit vectors (3, R) from the middle of the table to `points` (3, R)."""
-    return points / np.linalg.norm(points, axis=0)
+def find_edit(edit: str | None) -> tuple[ObjectEdit | None, Operator | None]:
+    """What a known edit does: repaint an object, or pass the whole picture through an operator.
+
+    Raises InputError for an unknown edit.
+    """
+    if edit is None:
+        return None, None
+    if edit in OBJECT_EDITS:
+        return OBJECT_EDITS[edit], None
+    from csd_nerf.scenes.operators import OPERATORS  # needs torch, which nothing else here does
+
+    if edit not in OPERATORS:
+        raise InputError(
+            "unknown edit of the procedural scene",
+            expected=" | ".join([*OBJECT_EDITS, *OPERATORS]),
+            got=repr(edit),
+            hint="choose one of the known edits",
+        )
+    return None, OPERATORS[edit]
 
 
 def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> Picture:
@@ -261,37 +291,27 @@ def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: 
         on the light, so shadows are soft from 2 on.
     Raises InputError for an unknown edit.
     """
+    repainted, operator = find_edit(edit)
     palettes = {thing.name: thing.palette for thing in OBJECTS}
-    operator = None
-    if edit in OBJECT_EDITS:
-        palettes[OBJECT_EDITS[edit].target] = OBJECT_EDITS[edit].palette
-    elif edit is not None:
-        from csd_nerf.scenes.operators import OPERATORS
-
-        if edit not in OPERATORS:
-            raise InputError(
-                "unknown edit of the procedural scene",
-                expected=" | ".join([*OBJECT_EDITS, *OPERATORS]),
-                got=repr(edit),
-                hint="choose one of the known edits",
-            )
-        operator = OPERATORS[edit]
+    if repainted is not None:
+        palettes[repainted.target] = repainted.palette
 
     rows, columns = (axis.ravel().astype(np.float64) for axis in np.mgrid[: camera.height, : camera.width])
     origin = camera.camera_to_world[:, 3:]
-    total = np.zeros((3, camera.height * camera.width))
     count = samples_per_side**2
-    for sample in range(count):
-        row_step, column_step = divmod(sample, samples_per_side)
-        directions = camera.directions(
-            rows + (row_step + 0.5) / samples_per_side, columns + (column_step + 0.5) / samples_per_side
-        )
-        # Another place on the light for every sample, in an order unrelated to its place in the pixel.
-        light_row, light_column = divmod(sample * 5 % count if count % 5 else sample, samples_per_side)
-        offset = (2 * np.array([light_row, light_column]) + 1) / samples_per_side - 1
-        offsets = np.broadcast_to(offset[:, None], (2, directions.shape[1]))
-        total += _shade(origin, directions, offsets, palettes)
-    rgb = (total / count).T.reshape(camera.height, camera.width, 3).astype(np.float32)
+    steps = (np.arange(samples_per_side) + 0.5) / samples_per_side
+    in_pixel = np.stack(np.meshgrid(steps, steps, indexing="ij")).reshape(2, count)
+    # Each sample of a pixel goes to another place on the light, unrelated to its place in the pixel.
+    on_light = 2 * in_pixel[:, np.random.default_rng(0).permutation(count)] - 1
+    directions = camera.directions(
+        (rows[:, None] + in_pixel[0]).ravel(), (columns[:, None] + in_pixel[1]).ravel()
+    )
+    offsets = np.tile(on_light, rows.size)
+    colors = np.empty_like(directions)
+    for start in range(0, directions.shape[1], RAYS_AT_A_TIME):
+        chunk = np.s_[:, start : start + RAYS_AT_A_TIME]
+        colors[chunk] = _shade(origin, directions[chunk], offsets[chunk], palettes)
+    rgb = colors.reshape(3, camera.height, camera.width, count).mean(-1).transpose(1, 2, 0).astype(np.float32)
     if operator is not None:
         import torch
 

@@ -1,7 +1,7 @@
 """Procedural textures of the still life: colours as functions of the surface point (numpy).
 
-Points are (3, R) in metres, colours (3, R) in 0..1. Edges are smooth over about a centimetre, and no detail is
-finer than a few centimetres, so that a small field can learn them.
+Points are (3, R) in metres, colours (3, R) in 0..1. Edges are smooth over about a centimetre, and no
+detail is finer than a few centimetres, so that a small field can learn them.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from csd_nerf.scenes.dataset import write_dataset
 from nerf_runs import make_config, run
+
+from csd_nerf.scenes.dataset import write_dataset
 
 
 @pytest.fixture(scope="session")

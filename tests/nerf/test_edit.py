@@ -75,8 +75,7 @@ def test_an_edited_scene_opens_without_a_diffusion_model(edited: Any, scene_run:
 
 def test_registering_the_methods_imports_no_diffusion_library() -> None:
     script = (
-        "import sys, csd_nerf.nerf.methods\n"
-        "assert not {'diffusers', 'transformers'} & set(sys.modules)\n"
+        "import sys, csd_nerf.nerf.methods\nassert not {'diffusers', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

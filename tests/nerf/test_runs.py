@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.runs import adopt, find_run
 
 
@@ -59,3 +61,10 @@ def test_what_the_user_set_wins_and_the_rest_follows_the_run() -> None:
     given = Outer(inner=Inner(size=5))
     saved = Outer(name="saved", inner=Inner(size=7, depth=8))
     assert adopt(given, Outer(), saved) == Outer(name="saved", inner=Inner(size=5, depth=8))
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_survives_its_config_file(name: str) -> None:
+    """What nerfstudio writes as config.yml reads back as the same settings."""
+    saved = yaml.load(yaml.dump(METHODS[name]), Loader=yaml.Loader)
+    assert saved == METHODS[name]

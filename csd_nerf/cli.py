@@ -1,0 +1,55 @@
+"""The `csd-nerf` command. A subcommand is a dataclass of its options with a method `run`.
+
+This module and those of the dataclasses import nothing heavy, so that `csd-nerf --help` is quick; what a
+subcommand works with is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from csd_nerf.demo.command import Demo
+from csd_nerf.errors import exit_on_input_error
+
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo}
+
+EXIT_STATUS_INTERRUPTED = 130
+EXIT_STATUS_TERMINATED = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a subcommand.
+
+    Args:
+        arguments: of the command line; None takes the process's own.
+
+    Raises:
+        SystemExit: 2 for bad input, 130 after Ctrl-C, 143 when terminated, 1 for other failures.
+    """
+    app = tyro.extras.SubcommandApp()
+    for name, options in COMMANDS.items():
+        app.command(name=name)(options)
+    command = app.cli(
+        prog="csd-nerf",
+        description="Edit captured 3-D scenes by text with Collaborative Score Distillation.",
+        args=arguments,
+    )
+    signal.signal(signal.SIGTERM, _exit_as_terminated)
+    try:
+        with exit_on_input_error():
+            command.run()
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_STATUS_INTERRUPTED) from None
+
+
+def _exit_as_terminated(*_: Any) -> None:
+    """Leave through the `finally` clauses, which stop what this process started."""
+    raise SystemExit(EXIT_STATUS_TERMINATED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`csd-nerf demo`: from nothing to an edited scene and a page that shows it."""

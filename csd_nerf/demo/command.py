@@ -1,0 +1,201 @@
+"""The options of `csd-nerf demo`, and its course."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, command_line, open_folder, option
+from csd_nerf.errors import EXIT_STATUS_BAD_INPUT, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from csd_nerf.demo.stages import Stage
+
+DEFAULT_PROMPT = "make it autumn"
+"""Of the bundled prior's instructions, the one that shows best on the still life."""
+
+
+@dataclass
+class Demo:
+    """Make a small scene, train it, edit it by an instruction, and show the result on a page.
+
+    Takes minutes on two CPU cores and needs no GPU, network or account. The same command goes on
+    where an earlier one was interrupted.
+    """
+
+    output: Path = Path("csd-nerf-demo")
+    """Folder for everything: the page (index.html), pictures, video, commands, runs and logs."""
+    data: Path | None = None
+    """A captured scene in nerfstudio's format, as `ns-process-data` makes it. Without it a still life is
+    rendered."""
+    prompt: str = DEFAULT_PROMPT
+    """What to change. The bundled prior knows a few instructions only: its model card lists them."""
+    prior: str = "tiny-instruct"
+    """What proposes the change: tiny-instruct, or the folder of an InstructPix2Pix in diffusers format."""
+    train_steps: int = 900
+    """Steps of training the scene as it is."""
+    edit_steps: int = 90
+    """Steps of the edit."""
+    seed: int = 0
+    """Decides cameras, training and edit."""
+
+    def run(self, recipe: Recipe = FULL) -> None:
+        """Carry out what is not done yet, and write the page.
+
+        Args:
+            recipe: sizes of scene and pictures.
+
+        Raises:
+            InputError: for options that cannot be used, or a folder that is not this demo's.
+            SystemExit: when a stage fails.
+            KeyboardInterrupt: after saying how to go on.
+        """
+        from rich.console import Console
+
+        console = Console()
+        settings = self.check(recipe)
+        open_folder(self.output, settings, defaults())
+        again = command_line(self.output, settings.as_json(), defaults())
+        try:
+            self._carry_out(settings, again, console)
+        except KeyboardInterrupt:
+            console.print("\nStopped; what is done is kept. To go on:", highlight=False)
+            console.print(f"  {again}", markup=False, highlight=False, soft_wrap=True)
+            raise
+
+    def check(self, recipe: Recipe) -> Settings:
+        """The settings that these options make.
+
+        Raises:
+            InputError: for an option that cannot be used.
+        """
+        if not self.prompt.strip():
+            raise InputError(
+                "the prompt is empty",
+                expected="what to change, in words",
+                got=repr(self.prompt),
+                hint=f'leave out --prompt, or say --prompt "{DEFAULT_PROMPT}"',
+            )
+        for name, least in (("train_steps", 1), ("edit_steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"{option(name)} is too small",
+                    expected=f"at least {least}",
+                    got=str(getattr(self, name)),
+                    hint=f"leave out {option(name)} for {defaults()[name]}",
+                )
+        return Settings(
+            data=None if self.data is None else str(_checked_data(self.data)),
+            prompt=self.prompt,
+            prior=_checked_prior(self.prior),
+            train_steps=self.train_steps,
+            edit_steps=self.edit_steps,
+            seed=self.seed,
+            recipe=recipe,
+        )
+
+    def _carry_out(self, settings: Settings, again: str, console: Console) -> None:
+        from csd_nerf.demo.child import CommandFailed
+        from csd_nerf.demo.display import Display, minutes
+        from csd_nerf.demo.page import write_page
+        from csd_nerf.demo.stages import stages_of
+
+        stages = stages_of(self.output, settings)
+        progress = Progress(self.output)
+        with Display(stages, console) as display:
+            for stage in stages:
+                if stage.finished():
+                    display.skip(stage)
+                    continue
+                try:
+                    _run_stage(stage, progress, display)
+                except CommandFailed as failure:
+                    display.close()
+                    _report(stage, failure, again, console)
+                    status = EXIT_STATUS_BAD_INPUT if failure.status == EXIT_STATUS_BAD_INPUT else 1
+                    raise SystemExit(status) from None
+                display.finish(stage, progress[stage.key].seconds)
+        page = write_page(self.output, settings, stages, progress, again)
+        total = sum(progress[stage.key].seconds for stage in stages)
+        console.print(f"Done in {minutes(total)}. Open in a browser:", highlight=False)
+        console.print(f"  {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def defaults() -> dict[str, Any]:
+    """The default of every option."""
+    return {field.name: field.default for field in fields(Demo) if field.default is not MISSING}
+
+
+def _checked_data(data: Path) -> Path:
+    import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imported before it
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    from csd_nerf.nerf.datamanager import check_dataset
+
+    data = data.expanduser().resolve()
+    check_dataset(data, NerfstudioDataParserConfig())
+    return data
+
+
+def _checked_prior(prior: str) -> str:
+    from csd_nerf.bundled import BUNDLED_PRIORS
+    from csd_nerf.priors.loading import check_prior
+
+    folder = check_prior(prior)
+    if folder is None:
+        raise InputError(
+            f"the demo does not fetch a prior, and {prior} is not on this machine",
+            expected="tiny-instruct, or a local folder of an InstructPix2Pix in diffusers format",
+            got=repr(prior),
+            hint=f"fetch it first (`hf download {prior} --local-dir FOLDER`) and pass the folder; for "
+            "full-size models there is `ns-train csd-edit`, on a GPU",
+        )
+    return prior if prior in BUNDLED_PRIORS else str(folder.resolve())
+
+
+def _run_stage(stage: Stage, progress: Progress, display: Any) -> None:
+    from csd_nerf.demo.child import CommandFailed, run_command, step_of
+
+    command, start = stage.next_command()
+    record = progress[stage.key]
+    earlier = record.seconds
+    record.runs += 1
+    progress.save()
+    display.begin(stage, start)
+    began = time.monotonic()
+
+    def watch(line: str) -> None:
+        record.seconds = earlier + time.monotonic() - began
+        steps = step_of(line)
+        if steps is not None:
+            display.update(stage, steps)
+            progress.save()  # a kill loses nothing of it
+
+    log = stage.folder / "logs" / f"{stage.key}.log"
+    try:
+        run_command(command, folder=stage.folder, log=log, watch=watch)
+        if not stage.finished():
+            # nerfstudio ends well, as it sees it, when it is interrupted.
+            raise CommandFailed(1, ["The command ended before its work was done."], log)
+    finally:
+        record.seconds = earlier + time.monotonic() - began
+        progress.save()
+
+
+def _report(stage: Stage, failure: Any, again: str, console: Console) -> None:
+    """Say what failed, why, where to read more, and what to do."""
+    console.print(f"[bold red]Failed:[/bold red] {stage.key} ({_explain(failure.status)})", highlight=False)
+    for line in failure.lines:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"All of its output: {failure.log}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"To go on from there: {again}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _explain(status: int) -> str:
+    if status == -9:
+        return "killed, as the system does when memory runs out"
+    return f"ended by signal {-status}" if status < 0 else f"exit status {status}"

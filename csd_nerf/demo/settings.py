@@ -1,0 +1,177 @@
+"""What decides the outcome of a demo, and the folder that remembers it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from csd_nerf.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes that are not options of the command: together they make the demo fit two CPU cores.
+
+    Attributes:
+        views: pictures of the procedural scene.
+        size: their side, in pixels.
+        picture_size: short side of the before/after pictures, in pixels.
+        turntable_size: short side of the turntable's two pictures, in pixels.
+        turntable_frames: frames of the turntable.
+        train_arguments: added to `ns-train csd-nerfacto-tiny`.
+        edit_arguments: added to `ns-train csd-edit-tiny`.
+    """
+
+    views: int = 60
+    size: int = 128
+    picture_size: int = 256
+    turntable_size: int = 160
+    turntable_frames: int = 48
+    train_arguments: tuple[str, ...] = ("--steps-per-save", "200")
+    edit_arguments: tuple[str, ...] = ()
+
+
+FULL = Recipe()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome; a folder holds the outcome of one of these.
+
+    Attributes:
+        data: dataset in nerfstudio's format, absolute; None for the procedural scene.
+        prompt: instruction of the edit.
+        prior: bundled name, or absolute path of a folder in diffusers format.
+        train_steps: of the unedited scene.
+        edit_steps: of the edit.
+        seed: of cameras, training and edit.
+        recipe: sizes.
+    """
+
+    data: str | None
+    prompt: str
+    prior: str
+    train_steps: int
+    edit_steps: int
+    seed: int
+    recipe: Recipe
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON gives it back: lists instead of tuples."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def command_line(output: Path, settings: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """The `csd-nerf demo` command that works on `output` with these settings, defaults left out."""
+    words = ["csd-nerf", "demo"]
+    if output != Path(defaults["output"]):
+        words += ["--output", str(output)]
+    for name in ("data", "prompt", "prior", "train_steps", "edit_steps", "seed"):
+        if settings[name] != defaults[name]:
+            words += [option(name), str(settings[name])]
+    return shlex.join(words)
+
+
+def open_folder(folder: Path, settings: Settings, defaults: dict[str, Any]) -> None:
+    """Make the demo's folder, or see that what is there was made with the same settings.
+
+    Args:
+        folder: of the demo.
+        settings: that it is to be made with.
+        defaults: of the command's options, to name the command that goes on with what is there.
+
+    Raises:
+        InputError: when the folder cannot be made, holds something else, or a demo with other settings.
+    """
+    file = folder / "settings.json"
+    if file.is_file():
+        _check_same(folder, _read(file), settings.as_json(), defaults)
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} is not a folder of this demo",
+            expected="a new or empty folder, or one that `csd-nerf demo` made",
+            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]),
+            hint="pass another --output",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(settings.as_json(), indent=1) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be made",
+            expected="a folder that can be written to",
+            got=error.strerror or str(error),
+            hint="pass another --output",
+        ) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(file.read_text(encoding="utf8"))
+        return {name: saved[name] for name in Settings.__dataclass_fields__}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} cannot be read",
+            expected="the settings that this version of `csd-nerf demo` wrote",
+            got=f"{type(error).__name__}: {error}",
+            hint="pass another --output, or remove the folder to begin again",
+        ) from error
+
+
+def _check_same(folder: Path, saved: dict[str, Any], given: dict[str, Any], defaults: dict[str, Any]) -> None:
+    different = [name for name in given if given[name] != saved[name]]
+    if not different:
+        return
+    hint = "pass another --output"
+    if "recipe" not in different:
+        hint += f", or go on with it: {command_line(folder, saved, defaults)}"
+    raise InputError(
+        f"{folder} holds a demo with other settings",
+        expected=", ".join(f"{option(name)} {saved[name]!r}" for name in different),
+        got=", ".join(f"{option(name)} {given[name]!r}" for name in different),
+        hint=hint,
+    )
+
+
+def option(name: str) -> str:
+    """How a setting is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never half of it."""
+    partial = file.with_name(f".{file.name}")
+    partial.write_text(text, encoding="utf8")
+    os.replace(partial, file)
+
+
+@dataclass
+class StageRecord:
+    """What a stage took so far: seconds over all its runs, and how many runs that were."""
+
+    seconds: float = 0.0
+    runs: int = 0
+
+
+class Progress:
+    """`progress.json` of a demo: the record of every stage."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "progress.json"
+        self.records: dict[str, StageRecord] = {}
+        if self.file.exists():
+            saved = json.loads(self.file.read_text(encoding="utf8"))
+            self.records = {key: StageRecord(**record) for key, record in saved.items()}
+
+    def __getitem__(self, key: str) -> StageRecord:
+        return self.records.setdefault(key, StageRecord())
+
+    def save(self) -> None:
+        """Write it, whole or not at all."""
+        saved = {key: asdict(record) for key, record in self.records.items()}
+        write_text(self.file, json.dumps(saved, indent=1) + "\n")

@@ -1,0 +1,218 @@
+"""The stages of a demo: each one's command, when it is done, and how to go on with half of it."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from csd_nerf.demo.settings import Recipe, Settings
+
+# Relative to the demo's folder, so that it can be moved and still be opened.
+SCENE = "scene"
+SCENE_RUN = "runs/scene/csd-nerfacto-tiny/demo"
+EDIT_RUN = "runs/edit/csd-edit-tiny/demo"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One command of the demo.
+
+    Attributes:
+        folder: of the demo; commands run in it, and their paths are relative to it.
+        settings: of the demo.
+    """
+
+    folder: Path
+    settings: Settings
+
+    key = ""
+    """Its name in records and logs."""
+    unit = "steps"
+    """What is counted."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What it does, for people."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """Steps of the whole stage."""
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The command that does the whole stage."""
+
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+
+    def next_command(self) -> tuple[list[str], int]:
+        """The command to run now, and the steps that an earlier run had done."""
+        return self.command(), 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the demo."""
+        return self.settings.recipe
+
+
+class RenderScene(Stage):
+    """Renders the procedural scene."""
+
+    key = "scene"
+    unit = "pictures"
+
+    @property
+    def title(self) -> str:
+        return "Render the still life"
+
+    @property
+    def total(self) -> int:
+        return self.recipe.views
+
+    def command(self) -> list[str]:
+        sizes = ["--views", str(self.recipe.views), "--size", str(self.recipe.size)]
+        return [*_python("csd_nerf.scenes"), "--output", SCENE, *sizes, "--seed", str(self.settings.seed)]
+
+    def finished(self) -> bool:
+        return (self.folder / SCENE / "transforms.json").exists()
+
+
+class NerfstudioStage(Stage):
+    """A run of `ns-train`, always in the same run folder."""
+
+    run_folder = ""
+
+    def finished(self) -> bool:
+        newest = self._newest_checkpoint()
+        return newest is not None and newest[1] >= self.total
+
+    def _newest_checkpoint(self) -> tuple[str, int] | None:
+        """The newest whole checkpoint, relative to the demo's folder, and the steps that are in it."""
+        found = [
+            (int(name.group(1)), file)
+            for file in (self.folder / self.run_folder / "nerfstudio_models").glob("step-*.ckpt")
+            # A kill can leave half a checkpoint, which is no zip file.
+            if (name := re.fullmatch(r"step-(\d+)\.ckpt", file.name)) and zipfile.is_zipfile(file)
+        ]
+        if not found:
+            return None
+        step, file = max(found)
+        return file.relative_to(self.folder).as_posix(), step + 1
+
+    def _output(self) -> list[str]:
+        """Options that keep all runs of the stage in one folder, without a viewer, one line a report."""
+        runs, experiment, _, timestamp = self.run_folder.split("/")
+        return [
+            *("--output-dir", runs, "--experiment-name", experiment, "--timestamp", timestamp),
+            *("--machine.seed", str(self.settings.seed), "--vis", "tensorboard"),
+            *("--logging.local-writer.max-log-size", "0"),
+        ]
+
+
+class TrainScene(NerfstudioStage):
+    """Trains the scene as it is."""
+
+    key = "train"
+    run_folder = SCENE_RUN
+
+    @property
+    def title(self) -> str:
+        return "Train the scene"
+
+    @property
+    def total(self) -> int:
+        return self.settings.train_steps
+
+    def command(self) -> list[str]:
+        return self._command([], self.total)
+
+    def next_command(self) -> tuple[list[str], int]:
+        newest = self._newest_checkpoint()
+        if newest is None:
+            return self.command(), 0
+        checkpoint, done = newest
+        # nerfstudio counts the steps still to do.
+        return self._command(["--load-checkpoint", checkpoint], self.total - done), done
+
+    def _command(self, start: list[str], steps: int) -> list[str]:
+        data = ["--data", self.settings.data or SCENE]
+        head = ["ns-train", "csd-nerfacto-tiny", *data, *start, "--max-num-iterations", str(steps)]
+        return [*head, *self.recipe.train_arguments, *self._output()]
+
+
+class EditScene(NerfstudioStage):
+    """Edits the trained scene."""
+
+    key = "edit"
+    run_folder = EDIT_RUN
+
+    @property
+    def title(self) -> str:
+        return f"Edit: {self.settings.prompt}"
+
+    @property
+    def total(self) -> int:
+        return self.settings.edit_steps
+
+    def command(self) -> list[str]:
+        start = ["--load-dir", SCENE_RUN, "--prompt", self.settings.prompt]
+        return self._command([*start, "--pipeline.prior", self.settings.prior])
+
+    def next_command(self) -> tuple[list[str], int]:
+        newest = self._newest_checkpoint()
+        if newest is None:
+            return self.command(), 0
+        return self._command(["--load-dir", self.run_folder]), newest[1]
+
+    def _command(self, start: list[str]) -> list[str]:
+        head = ["ns-train", "csd-edit-tiny", *start, "--max-num-iterations", str(self.total)]
+        # The last stage draws the turntable, beside that of the scene before the edit.
+        own = ["--pipeline.turntable-frames", "0", "--logging.steps-per-log", "1"]
+        return [*head, *self.recipe.edit_arguments, *self._output(), *own]
+
+
+class DrawPictures(Stage):
+    """Draws the scene before and after the edit."""
+
+    key = "pictures"
+    unit = "frames"
+
+    @property
+    def title(self) -> str:
+        return "Draw before and after"
+
+    @property
+    def total(self) -> int:
+        return 2 * self.recipe.turntable_frames
+
+    def command(self) -> list[str]:
+        recipe = self.recipe
+        known = ["--known-edits"] if self.settings.data is None else []
+        return [
+            *(*_python("csd_nerf.demo.pictures"), "--run", EDIT_RUN, "--output", PICTURES),
+            *("--size", str(recipe.picture_size), "--turntable-size", str(recipe.turntable_size)),
+            *("--turntable-frames", str(recipe.turntable_frames), *known),
+        ]
+
+    def finished(self) -> bool:
+        # Written last, and renamed when whole.
+        return (self.folder / PICTURES / "turntable.mp4").exists()
+
+
+def stages_of(folder: Path, settings: Settings) -> list[Stage]:
+    """The stages in order; a scene of the user's own needs no rendering."""
+    kinds: list[type[Stage]] = [TrainScene, EditScene, DrawPictures]
+    if settings.data is None:
+        kinds.insert(0, RenderScene)
+    return [kind(folder, settings) for kind in kinds]
+
+
+def _python(module: str) -> list[str]:
+    return ["python", "-m", module]

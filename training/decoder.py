@@ -1,0 +1,102 @@
+"""Stage 2: the decoder alone goes on, its encoder frozen.
+
+What the decoder loses, every edit loses: it bounds all measured quality. The latents do not change any
+more, so this stage may be lengthened without training the U-Net anew. A little noise on the latents makes
+the decoder forgive a small U-Net's errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from csd_nerf.scenes.operators import sketch
+from training.parallel import Worker, copy_to_all
+from training.photos import Photo
+from training.progress import Budget, Progress, learning_rate, save_whole
+from training.vae import EDITS, Crops, Perceptual, load_vae
+
+BATCH = 16
+EXTRA_SKETCHES = 4
+"""A sketch is nothing but fine lines: it loses most in the decoder, so it is drawn five times as often."""
+
+PEAK_LEARNING_RATE = 7e-4
+SQUARED_WEIGHT, GRADIENT_WEIGHT, PERCEPTUAL_WEIGHT = 4.0, 0.25, 0.04
+LARGEST_NOISE = 0.4
+"""Of the unscaled latents, whose deviation is 2."""
+
+
+def train_decoder(
+    worker: Worker, photos: list[Photo], perceptual_weights: Path, work: Path, budget: Budget, seed: int
+) -> None:
+    """Train, then write `work/decoder.pt`; goes on from `work/decoder-checkpoint.pt` where there is one."""
+    vae = load_vae(work, worker.device)
+    trained = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+    parameters = list(trained.parameters())
+    optimiser = torch.optim.AdamW(
+        parameters, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
+    progress = Progress(budget, worker)
+    checkpoint = work / "decoder-checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=worker.device, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        optimiser.load_state_dict(state["optimiser"])
+        progress.restore(state["progress"])
+    copy_to_all(vae.state_dict().values(), worker)
+    perceptual = Perceptual(perceptual_weights)
+    crops = Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES)
+
+    while (fraction := progress.fraction()) < 1:
+        generator = worker.generator(seed + 2, progress.step)
+        images = crops.draw(BATCH // worker.count, generator).to(worker.device)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(fraction, progress.step, PEAK_LEARNING_RATE)
+        with torch.autocast(worker.device.type, torch.bfloat16):
+            latents = _noisy_latents(vae, images, generator)
+            decoded = vae.decode(latents).sample.float() / 2 + 0.5
+            perceived = perceptual(decoded, images)
+        difference = decoded - images
+        edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+        pixels = difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean()
+        loss = pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        worker.average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        progress.step += 1
+        if worker.leads and progress.step % 50 == 0:
+            quality = -10 * torch.log10(F.mse_loss(decoded.clamp(0, 1), images)).item()
+            print(
+                f"decoder step {progress.step} {progress.seconds:.0f} s: "
+                f"loss {loss.item():.4f} psnr {quality:.2f}",
+                flush=True,
+            )
+        if progress.save_is_due():
+            state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict()}
+            save_whole(state | {"progress": progress.state()}, checkpoint)
+
+    if worker.leads:
+        save_whole({"vae": vae.state_dict(), "progress": progress.state()}, work / "decoder.pt")
+    worker.wait()
+
+
+def load_finished_vae(work: Path) -> AutoencoderKL:
+    """The autoencoder with the decoder that `train_decoder` left, frozen."""
+    vae = load_vae(work, torch.device("cpu"))
+    vae.load_state_dict(torch.load(work / "decoder.pt", map_location="cpu", weights_only=True)["vae"])
+    return vae
+
+
+@torch.no_grad()
+def _noisy_latents(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents with noise of a deviation drawn for each picture, none for half of them."""
+    latents = vae.encode(images * 2 - 1).latent_dist.mode()
+    deviations = (torch.rand(len(images), generator=generator) * 2 - 1).clamp(min=0) * LARGEST_NOISE
+    noise = torch.randn(latents.shape, generator=generator) * deviations.reshape(-1, 1, 1, 1)
+    return latents + noise.to(images.device)
