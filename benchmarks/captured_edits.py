@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -50,8 +51,12 @@ class Options:
     """Side of the evaluation renders, in pixels."""
     seed: int = 42
     """Of scene and edits."""
-    extra: tuple[str, ...] = ()
-    """Further arguments of `ns-train csd-edit-tiny`, such as --pipeline.gradient-share 0.25."""
+    gradient_share: float = 1.0
+    """Share of the pixels that sends its gradient back."""
+    transport: Literal["svgd", "independent"] = "svgd"
+    """Whether the views share their scores."""
+    max_timestep: float = 0.6
+    """Most noise, as a fraction of the schedule; the ambiguous tint needs up to 0.98."""
 
 
 def main(options: Options) -> None:
@@ -66,7 +71,10 @@ def main(options: Options) -> None:
         seconds = ns_train(
             run, options, "csd-edit-tiny", "--load-dir", str(scene), "--prompt", instruction(name),
             "--max-num-iterations", str(options.steps), "--pipeline.prior", options.prior,
-            "--pipeline.objective.text-guidance", str(options.text_guidance), *options.extra,
+            "--pipeline.objective.text-guidance", str(options.text_guidance),
+            "--pipeline.gradient-share", str(options.gradient_share),
+            "--pipeline.objective.transport", options.transport,
+            "--pipeline.objective.max-timestep", str(options.max_timestep),
         )  # fmt: skip
         photos, before, after = evaluation_views(run, options.size)
         results["scene"]["psnr"] = psnr(before, photos)

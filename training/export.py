@@ -32,6 +32,8 @@ def export(work: Path, out: Path) -> None:
     fresh = out.with_name(out.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 tokenizer.json
+        shutil.copy2(work / "tokenizer" / name, fresh / "tokenizer" / name)
     _load_in_single_precision_by_default(fresh / "text_encoder" / "config.json")
     size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
     if size > LARGEST_BYTES:

@@ -44,10 +44,8 @@ _TINY_MODEL = CsdNerfactoModelConfig(
     num_proposal_samples_per_ray=(24,),
     num_nerf_samples_per_ray=12,
     proposal_net_args_list=[
-        {"hidden_dim": 16, "log2_hashmap_size": 14, "num_levels": 4, "max_res": 64, "use_linear": False}
+        {"hidden_dim": 16, "log2_hashmap_size": 15, "num_levels": 5, "max_res": 128, "use_linear": False}
     ],
-    proposal_warmup=500,
-    proposal_weights_anneal_max_num_iters=300,
     average_init_density=0.01,
     eval_num_rays_per_chunk=1 << 13,
     implementation="torch",

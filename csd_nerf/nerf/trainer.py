@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -181,21 +182,23 @@ class EditTrainer(Trainer):
             return
         # The source's optimisers and schedulers are not those of the edit; the edit's own are.
         super()._load_checkpoint()
-        if self._start_step >= self.config.max_num_iterations:
-            raise InputError(
-                f"the edit in {checkpoint.parent.parent} is finished",
-                expected=f"a checkpoint before step {self.config.max_num_iterations}",
-                got=f"one after step {self._start_step}",
-                hint="ask for more with --max-num-iterations, or open it with ns-viewer",
-            )
 
     def train(self) -> None:
-        """Run to `max_num_iterations` steps in all, counted from the start of the edit."""
+        """Run to `max_num_iterations` steps in all, counted from the start of the edit.
+
+        An edit that has them already only draws its final pictures: it may have been killed before it could.
+        """
         total = self.config
+        remaining = total.max_num_iterations - self._start_step
+        if remaining <= 0:
+            CONSOLE.print(
+                "All steps of this edit are done (more: --max-num-iterations). Drawing its pictures."
+            )
+            for callback in self.callbacks:
+                callback.run_callback_at_location(self._start_step - 1, TrainingCallbackLocation.AFTER_TRAIN)
+            return
         # The parent's number is of steps still to do; the progress display was set up with the total.
-        self.config = dataclasses.replace(
-            total, max_num_iterations=total.max_num_iterations - self._start_step
-        )
+        self.config = dataclasses.replace(total, max_num_iterations=remaining)
         try:
             super().train()
         finally:

@@ -155,8 +155,6 @@ def test_continuing_with_another_prompt_or_method(edit_config: Make, capsys: Any
     trainer = run(edit_config(max_num_iterations=2))
     printed = refusal(edit_config(load_dir=trainer.base_dir, prompt="make it winter"), capsys)
     assert "another prompt" in printed and "make it night" in printed
-    finished = refusal(edit_config(load_dir=trainer.base_dir, prompt=None, max_num_iterations=100), capsys)
-    assert "is finished" in finished
 
 
 def test_ns_train_itself_refuses_without_a_traceback(tmp_path: Path) -> None:

@@ -115,6 +115,17 @@ def test_a_killed_edit_resumes_to_the_same_scene(edited: Any, edit_config: Make)
     torch.testing.assert_close(resumed.pipeline._edit.before, edited.pipeline._edit.before)
 
 
+def test_an_edit_killed_after_its_last_step_still_gets_its_pictures(edit_config: Make) -> None:
+    folder = run(edit_config(max_num_iterations=2)).base_dir
+    (folder / "turntable.mp4").unlink()
+    (folder / "pictures" / "after.png").unlink()
+    (checkpoint,) = (folder / "nerfstudio_models").iterdir()
+    trainer = run(edit_config(load_dir=folder, prompt=None, max_num_iterations=100))
+    assert trainer.base_dir == folder
+    assert (folder / "turntable.mp4").exists() and (folder / "pictures" / "after.png").exists()
+    assert list((folder / "nerfstudio_models").iterdir()) == [checkpoint]
+
+
 def test_the_viewer_controls_act_and_are_saved(edit_config: Make) -> None:
     trainer = run(edit_config(max_num_iterations=2))
     pipeline = trainer.pipeline
