@@ -91,12 +91,17 @@ def test_stopping_it_stops_its_commands(sent: signal.Signals, status: int, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Ctrl-C must reach it even where the tests themselves run in the background, which ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert "[1/4] Render the still life" in process.stdout.readline()
     process.send_signal(sent)
     # The output ends when everything that could write to it has ended.
-    printed, errors = process.communicate(timeout=60)
+    try:
+        printed, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == status
     assert "Traceback" not in errors
     assert not (tmp_path / "pictures of a table" / "scene").exists()

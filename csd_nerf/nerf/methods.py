@@ -90,7 +90,7 @@ csd_nerfacto_tiny = MethodSpecification(
         steps_per_eval_image=0,
         steps_per_eval_all_images=0,
         steps_per_save=500,
-        max_num_iterations=1500,
+        max_num_iterations=1800,
         machine=MachineConfig(device_type="cpu"),
         pipeline=VanillaPipelineConfig(
             datamanager=SceneDataManagerConfig(
@@ -102,8 +102,8 @@ csd_nerfacto_tiny = MethodSpecification(
             model=copy.deepcopy(_TINY_MODEL),
         ),
         optimizers={
-            "proposal_networks": _adam(1e-2, 1e-3, 1500),
-            "fields": _adam(1e-2, 1e-3, 1500),
+            "proposal_networks": _adam(1e-2, 1e-3, 1800),
+            "fields": _adam(1e-2, 1e-3, 1800),
         },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 13),
         vis="viewer",
