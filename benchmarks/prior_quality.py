@@ -183,9 +183,9 @@ def count_hues(prior: Prior, photo: Photo, size: int) -> HueCount:
 
 
 def overall(figures: list[Figure], sizes: list[int], counts: dict[str, int]) -> dict[str, dict[int, float]]:
-    """Gain of each edit at each size over all pictures of all sets."""
+    """Gain of each edit but identity (which has nothing to gain) at each size, over all pictures."""
     gains: dict[str, dict[int, float]] = {}
-    for edit in dict.fromkeys(figure.edit for figure in figures):
+    for edit in dict.fromkeys(figure.edit for figure in figures if figure.edit != "identity"):
         for size in sizes:
             parts = [figure for figure in figures if (figure.edit, figure.size) == (edit, size)]
             total = sum(counts[part.pictures] for part in parts)

@@ -26,9 +26,9 @@ from training.text import train_text
 from training.unet import train_unet
 from training.vae import train_vae
 
-VAE_STEPS = 2400
-DECODER_STEPS = 1600
-UNET_STEPS = 6000
+VAE_STEPS = 2172
+DECODER_STEPS = 649
+UNET_STEPS = 5706
 STAGES = ("vae", "decoder", "text", "latents", "unet", "export")
 
 
