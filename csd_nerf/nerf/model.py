@@ -11,6 +11,7 @@ from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.hash_grid import use_fast_hash_grids
 
 
 @dataclass
@@ -35,7 +36,12 @@ class CsdNerfactoModel(NerfactoModel):
             self.config.implementation = "torch"
         if self.config.lpips:
             super().populate_modules()
-            return
+        else:
+            self._populate_without_lpips()
+        if self.config.camera_optimizer.mode == "off" and not self.config.predict_normals:
+            use_fast_hash_grids(self)
+
+    def _populate_without_lpips(self) -> None:
         # The parent constructs LPIPS unconditionally, at the end of a long method: replacing that one
         # name while it runs is the only way to keep everything else the parent's.
         with patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", _NoLpips):

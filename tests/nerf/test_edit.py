@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from memory import peak_bytes
 from nerf_runs import make_config, run
 from PIL import Image
 
@@ -59,6 +60,31 @@ def test_the_checkpoint_holds_the_scene_and_nothing_of_the_prior(edited: Any, sc
     scene = torch.load(find_run(scene_run).checkpoint)["pipeline"]
     edit = torch.load(find_run(edited.base_dir).checkpoint)["pipeline"]
     assert edit.keys() - {"_extra_state"} == scene.keys()
+
+
+def test_memory_of_a_step_does_not_grow_with_its_views(edit_config: Make) -> None:
+    """Beyond the views themselves and their rays: 32 x 32 pixels of one view pass 36 samples a ray."""
+
+    def peak(particles: int) -> int:
+        config = edit_config(
+            pipeline__particles=particles,
+            pipeline__unet_batch_size=5,
+            pipeline__vae_batch_size=1,
+            max_num_iterations=1,
+            pipeline__turntable_frames=0,
+            timestamp=f"particles-{particles}",
+        )
+        pipeline = run(config).pipeline
+
+        def step() -> None:
+            sum(pipeline.get_train_loss_dict(0)[1].values()).backward()
+
+        step()  # source latents and gradients stay
+        return peak_bytes(step)
+
+    few, many = peak(2), peak(8)
+    assert (many - few) / (6 * 32 * 32) < 500
+    assert few / (2 * 32 * 32) > 5000  # what one chunk of rays takes is far more
 
 
 def test_an_edited_scene_opens_without_a_diffusion_model(edited: Any, scene_run: Path) -> None:
