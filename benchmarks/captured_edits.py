@@ -16,17 +16,28 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from csd_nerf.nerf.pictures import save_png, sheet
-from csd_nerf.nerf.runs import find_run
-from csd_nerf.scenes.operators import OPERATORS, PAINTING_INSTRUCTION, TINT_INSTRUCTION, hue_and_chroma
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+from csd_nerf.nerf.methods import METHODS  # noqa: E402
+from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
+from csd_nerf.nerf.runs import find_run  # noqa: E402
+from csd_nerf.scenes.operators import (  # noqa: E402
+    OPERATORS,
+    PAINTING_INSTRUCTION,
+    TINT_INSTRUCTION,
+    hue_and_chroma,
+)
+from training.photos import shared_folder  # noqa: E402
+
+TINY_SCENE: Any = METHODS["csd-nerfacto-tiny"]
+TINY_EDIT: Any = METHODS["csd-edit-tiny"]
+SHARED = shared_folder()
 
 
 @dataclass
@@ -41,21 +52,21 @@ class Options:
     """Which instructions."""
     prior: str = "tiny-instruct"
     """Which prior."""
-    scene_steps: int = 1500
+    scene_steps: int = TINY_SCENE.max_num_iterations
     """Training steps of the scene."""
-    steps: int = 100
+    steps: int = TINY_EDIT.max_num_iterations
     """Edit steps."""
-    text_guidance: float = 7.5
+    text_guidance: float = TINY_EDIT.pipeline.objective.text_guidance
     """Text guidance of every edit."""
     size: int = 128
     """Side of the evaluation renders, in pixels."""
     seed: int = 42
     """Of scene and edits."""
-    gradient_share: float = 1.0
+    gradient_share: float = TINY_EDIT.pipeline.gradient_share
     """Share of the pixels that sends its gradient back."""
     transport: Literal["svgd", "independent"] = "svgd"
     """Whether the views share their scores."""
-    max_timestep: float = 0.6
+    max_timestep: float = TINY_EDIT.pipeline.objective.max_timestep
     """Most noise, as a fraction of the schedule; the ambiguous tint needs up to 0.98."""
 
 

@@ -17,6 +17,8 @@ from csd_nerf.distillation import (
     Views,
     csd_edit,
     dds,
+    pds,
+    pds_coefficients,
     sds,
     svgd,
     weight,
@@ -94,6 +96,39 @@ def test_csd_edit_is_dds_with_an_empty_source_prompt(tiny_prior: Prior, views: V
     torch.testing.assert_close(
         csd_edit(tiny_prior, views, GUIDANCE), dds(tiny_prior, without_source, GUIDANCE), rtol=0, atol=2e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("t", "psi", "chi"), [(21, 1.61, 0.23), (101, 0.31, 0.12), (251, 0.10, 0.087), (501, 0.03, 0.082)]
+)
+def test_pds_weights_are_the_released_ones(tiny_prior: Prior, t: int, psi: float, chi: float) -> None:
+    """The bundled prior has Stable Diffusion's noise schedule."""
+    assert pds_coefficients(tiny_prior.schedule, t) == pytest.approx((psi, chi), abs=0.006)
+
+
+def test_pds_is_the_difference_of_the_stochastic_latents(tiny_prior: Prior, views: Views) -> None:
+    """The definition: z = (x_t' - mu(x_t, e)) / sigma_t, the noises at t and t' the same for both."""
+    kept = tiny_prior.schedule.alphas.double() ** 2
+    t, earlier = views.t, views.t - 2
+    beta = 1 - kept[t] / kept[t - 1]
+    noise = torch.randn(views.latents.shape, generator=torch.Generator().manual_seed(3))
+
+    def stochastic(latents: Tensor, text: Tensor) -> Tensor:
+        noisy = kept[t].sqrt() * latents + (1 - kept[t]).sqrt() * views.noise
+        before = kept[earlier].sqrt() * latents + (1 - kept[earlier]).sqrt() * noise
+        predicted = guided(tiny_prior, views, latents, text, GUIDANCE)
+        clean = (noisy - (1 - kept[t]).sqrt() * predicted) / kept[t].sqrt()
+        mean = kept[earlier].sqrt() * beta / (1 - kept[t]) * clean
+        mean = mean + (1 - beta).sqrt() * (1 - kept[earlier]) / (1 - kept[t]) * noisy
+        return (before - mean) / ((1 - kept[earlier]) / (1 - kept[t]) * beta).sqrt()
+
+    expected = stochastic(views.latents, views.target_text) - stochastic(views.source, views.source_text)
+    torch.testing.assert_close(pds(tiny_prior, views, GUIDANCE), expected.float(), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("t", [0, 1])
+def test_pds_is_finite_at_the_least_noise(tiny_prior: Prior, t: int) -> None:
+    assert torch.tensor(pds_coefficients(tiny_prior.schedule, t)).isfinite().all()
 
 
 def test_sds_is_the_guided_prediction_less_the_noise(tiny_prior: Prior, views: Views) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from memory import allocations
 
-from csd_nerf.distillation import independent, rbf_kernel, svgd
+from csd_nerf.distillation import independent, stein_kernel, svgd
 from csd_nerf.errors import InputError
 
 SHAPE = (4, 6, 5)
@@ -23,7 +23,7 @@ def draw(count: int, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.
 
 
 def reference(
-    scores: torch.Tensor, particles: torch.Tensor, bandwidth: str | float, normalize: bool
+    scores: torch.Tensor, particles: torch.Tensor, bandwidth: str | float, normalize: bool, kind: str = "rbf"
 ) -> np.ndarray:
     """The double loop of the definition."""
     s, x = scores.flatten(1).numpy(), particles.flatten(1).numpy()
@@ -35,23 +35,36 @@ def reference(
         gamma = math.log(count + 1) / sorted(d2.flatten())[(count * count - 1) // 2]
     else:
         gamma = 1 / bandwidth
-    kernel = np.exp(-gamma * d2)
+    kernel = np.exp(-gamma * d2) if kind == "rbf" else 1 / np.sqrt(1 + gamma * d2)
+    slope = gamma * kernel if kind == "rbf" else gamma / 2 / (1 + gamma * d2) ** 1.5  # -dK / d(d2)
     direction = np.zeros_like(s)
     for i in range(count):
         for j in range(count):
-            direction[i] += kernel[i, j] * s[j] - 2 * gamma * kernel[i, j] * (x[i] - x[j])
+            direction[i] += kernel[i, j] * s[j] - 2 * slope[i, j] * (x[i] - x[j])
         direction[i] /= kernel[i].sum() if normalize else count
     return direction.reshape(scores.shape)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("bandwidth", ["median", "paper", 150.0])
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
 @pytest.mark.parametrize("count", [3, 4, 7])
-def test_matches_the_loops(count: int, bandwidth: str | float, normalize: bool) -> None:
+def test_matches_the_loops(count: int, kernel, bandwidth: str | float, normalize: bool) -> None:
     scores, particles = draw(count)
-    direction = svgd(scores, particles, bandwidth=bandwidth, normalize=normalize)
-    expected = reference(scores, particles, bandwidth, normalize)
+    direction = svgd(scores, particles, bandwidth=bandwidth, normalize=normalize, kernel=kernel)
+    expected = reference(scores, particles, bandwidth, normalize, kernel)
     np.testing.assert_allclose(direction, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
+def test_repulsion_is_the_derivative_of_the_kernel(kernel) -> None:
+    _, particles = draw(3)
+    distance = 150.0  # a fixed one: the median would depend on the particles too
+    moving = particles.clone().requires_grad_()
+    similarity, repulsion = stein_kernel(moving, distance, kernel)
+    for i, j in ((0, 1), (2, 0)):
+        (gradient,) = torch.autograd.grad(similarity[i, j], moving, retain_graph=True)
+        torch.testing.assert_close(gradient[j], repulsion[i, j].detach() * (particles[i] - particles[j]))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -102,7 +115,7 @@ def test_repulsion_pushes_apart_under_descent() -> None:
 
 def test_in_high_dimension_a_particle_follows_half_its_own_score_and_half_the_mean() -> None:
     scores, particles = draw(8, (4, 64, 64))
-    kernel, _ = rbf_kernel(particles)
+    kernel, _ = stein_kernel(particles)
     assert kernel.diagonal().eq(1).all()
     np.testing.assert_allclose(kernel[0, 1:], 1 / 9, rtol=0.1)
     direction = svgd(scores, particles)

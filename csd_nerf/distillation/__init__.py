@@ -11,9 +11,18 @@ Example:
 """
 
 from csd_nerf.distillation.objective import Distilled, NonFiniteResidual, Objective, ObjectiveConfig
-from csd_nerf.distillation.residuals import RESIDUALS, Guidance, Views, csd_edit, dds, sds
+from csd_nerf.distillation.residuals import (
+    RESIDUALS,
+    Guidance,
+    Views,
+    csd_edit,
+    dds,
+    pds,
+    pds_coefficients,
+    sds,
+)
 from csd_nerf.distillation.schedule import TimestepRange, weight
-from csd_nerf.distillation.transport import independent, rbf_kernel, svgd
+from csd_nerf.distillation.transport import independent, stein_kernel, svgd
 
 __all__ = [
     "RESIDUALS",
@@ -27,8 +36,10 @@ __all__ = [
     "csd_edit",
     "dds",
     "independent",
-    "rbf_kernel",
+    "pds",
+    "pds_coefficients",
     "sds",
+    "stein_kernel",
     "svgd",
     "weight",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csd_nerf.distillation.residuals import RESIDUALS, Guidance, Views
 from csd_nerf.distillation.schedule import TimestepRange, weight
-from csd_nerf.distillation.transport import independent, rbf_kernel, svgd
+from csd_nerf.distillation.transport import independent, stein_kernel, svgd
 from csd_nerf.priors.base import Prior
 
 
@@ -25,11 +25,15 @@ class ObjectiveConfig:
     bandwidth leaves out the diagonal, and the kernel's rows sum to one.
     """
 
-    residual: Literal["csd-edit", "dds", "sds"] = "csd-edit"
+    residual: Literal["csd-edit", "dds", "pds", "sds"] = "csd-edit"
     """What the prior is asked: csd-edit (prompt against the source without prompt), dds (prompt against a
-    description of the source) or sds (prompt against the noise)."""
+    description of the source), pds (the same, and a pull back to the source) or sds (prompt against the
+    noise)."""
     transport: Literal["svgd", "independent"] = "svgd"
     """How views share their scores: svgd makes them agree on one edit, independent edits each by itself."""
+    kernel: Literal["rbf", "imq"] = "rbf"
+    """SVGD kernel: rbf (Gaussian, as published) or imq (inverse multiquadric, by which far views share
+    more)."""
     bandwidth: Literal["median", "paper"] | float = "median"
     """Width of the SVGD kernel: median (of the squared distances between views), paper (the same with the
     zero diagonal; needs 3 views or more), or a squared distance."""
@@ -114,7 +118,7 @@ class Objective:
             source: scaled latents of the unedited views.
             condition: `prior.condition` of the unedited views.
             prompt: the instruction.
-            source_prompt: description of the source, used by the residual "dds" only.
+            source_prompt: description of the source, used by the residuals "dds" and "pds" only.
             step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
             generator: source of the timestep and the noise.
 
@@ -151,9 +155,13 @@ class Objective:
         particles = prior.schedule.add_noise(views.latents, views.noise, t)
         if config.transport == "svgd":
             direction = svgd(
-                residuals, particles, bandwidth=config.bandwidth, normalize=config.normalize_kernel
+                residuals,
+                particles,
+                bandwidth=config.bandwidth,
+                normalize=config.normalize_kernel,
+                kernel=config.kernel,
             )
-            kernel, _ = rbf_kernel(particles, config.bandwidth)
+            kernel, _ = stein_kernel(particles, config.bandwidth, config.kernel)
             statistics["kernel_offdiagonal_mean"] = _offdiagonal_mean(kernel)
         else:
             direction = independent(residuals, particles)

@@ -17,6 +17,7 @@ from torch import Tensor
 from csd_nerf.errors import InputError
 
 Bandwidth = Literal["median", "paper"] | float
+Kernel = Literal["rbf", "imq"]
 
 
 def independent(
@@ -38,17 +39,19 @@ def svgd(
     *,
     bandwidth: Bandwidth = "median",
     normalize: bool = True,
+    kernel: Kernel = "rbf",
 ) -> Float[Tensor, "n c h w"]:
     r"""Stein variational descent (Liu and Wang, 1608.04471) as CSD applies it (Kim et al., 2307.04787).
 
-    With the kernel `K_ij = exp(-gamma |x_i - x_j|^2)` of `rbf_kernel`,
+    With a kernel `K_ij` whose derivative with respect to `x_j` is `R_ij (x_i - x_j)`, see `stein_kernel`,
 
-        g_i = a_i [ sum_j K_ij s_j  -  2 gamma sum_j K_ij (x_i - x_j) ]
+        g_i = a_i [ sum_j K_ij s_j  -  sum_j R_ij (x_i - x_j) ]
 
-    where `a_i = 1 / N` as published (`normalize=False`), or `a_i = 1 / sum_j K_ij` so that the weights of
-    each particle sum to one (`normalize=True`). The first term shares the scores; under descent the second
-    pushes the particles apart. A single particle gets exactly its own score, as from `independent`; particles
-    that coincide get the mean of their scores.
+    For the published Gaussian kernel `R_ij = 2 gamma K_ij`. The factor `a_i` is 1 / N as published
+    (`normalize=False`), or `1 / sum_j K_ij` so that the weights of each particle sum to one
+    (`normalize=True`). The first term shares the scores; under descent the second pushes the particles apart.
+    A single particle gets exactly its own score, as from `independent`; particles that coincide get the mean
+    of their scores.
 
     In latents of thousands of dimensions all distances are about alike, so the median heuristic makes K about
     1 / (N + 1) off the diagonal. The published step is then about `(s_i + mean_j s_j) / (N + 1)`, which
@@ -57,30 +60,33 @@ def svgd(
     Args:
         residuals: scores `s_i`, of any floating dtype.
         particles: noisy latents `x_i`.
-        bandwidth: see `rbf_kernel`.
+        bandwidth: see `stein_kernel`.
         normalize: see above.
+        kernel: see `stein_kernel`.
 
     Returns:
         The direction for descent, before the weight w(t), in the dtype of `residuals`.
 
     Raises:
-        InputError: a bandwidth that cannot be used, see `rbf_kernel`.
+        InputError: a bandwidth that cannot be used, see `stein_kernel`.
     """
-    kernel, gamma = rbf_kernel(particles, bandwidth)
-    kernel = kernel / (kernel.sum(1, keepdim=True) if normalize else len(kernel))
+    similarity, repulsion = stein_kernel(particles, bandwidth, kernel)
+    row = similarity.sum(1, keepdim=True) if normalize else len(similarity)
+    similarity, repulsion = similarity / row, repulsion / row
 
     scores = residuals.flatten(1).double()  # (N, D)
     x = particles.flatten(1).double()
     x = x - x.mean(0)  # leaves the differences as they are and spares their digits below
-    differences = x * kernel.sum(1, keepdim=True) - kernel @ x  # sum_j K_ij (x_i - x_j), without (N, N, D)
-    direction = kernel @ scores - 2 * gamma * differences
+    # sum_j R_ij (x_i - x_j), without the (N, N, D) differences
+    repelled = x * repulsion.sum(1, keepdim=True) - repulsion @ x
+    direction = similarity @ scores - repelled
     return direction.view_as(residuals).to(residuals.dtype)
 
 
-def rbf_kernel(
-    particles: Float[Tensor, "n c h w"], bandwidth: Bandwidth = "median"
-) -> tuple[Float[Tensor, "n n"], float]:
-    r"""The kernel `K_ij = exp(-gamma d2_ij)` of flattened particles, `d2_ij = |x_i - x_j|^2`, and its gamma.
+def stein_kernel(
+    particles: Float[Tensor, "n c h w"], bandwidth: Bandwidth = "median", kernel: Kernel = "rbf"
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+    r"""A kernel of flattened particles, `d2_ij = |x_i - x_j|^2`, and the weights `R_ij` of its derivative.
 
     Computed in float64 whatever the dtype of the particles: for so few of them it costs nothing, and neither
     autocast nor TF32 gets at it.
@@ -94,6 +100,14 @@ def rbf_kernel(
             "paper": the same with the median over all N x N entries, zero diagonal included, the lower of the
             two middle ones, as in CSD's released code. It needs three particles.
             a number h > 0: `gamma = 1 / h`, h in units of d2.
+        kernel:
+            "rbf": `K = exp(-gamma d2)`, `R = 2 gamma K`, as published for CSD.
+            "imq": the inverse multiquadric `K = (1 + gamma d2)^(-1/2)`, `R = gamma K^3` (Gorham and Mackey,
+            1703.01717). It falls off more slowly, so that far views still share: at the median distance
+            1 / sqrt(1 + ln(N + 1)) instead of 1 / (N + 1).
+
+    Returns:
+        K and R with `dK_ij / dx_j = R_ij (x_i - x_j)`.
 
     Raises:
         InputError: "paper" with fewer than three particles, or a number that is not positive and finite.
@@ -102,7 +116,11 @@ def rbf_kernel(
     # cdist's faster form through a matrix product loses the distances between close particles.
     d2 = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # (N, N)
     gamma = _gamma(d2, bandwidth)
-    return torch.exp(-gamma * d2), gamma
+    if kernel == "imq":
+        similarity = (1 + gamma * d2).rsqrt()
+        return similarity, gamma * similarity**3
+    similarity = torch.exp(-gamma * d2)
+    return similarity, 2 * gamma * similarity
 
 
 def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:

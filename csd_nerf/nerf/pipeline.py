@@ -44,7 +44,7 @@ class EditPipelineConfig(VanillaPipelineConfig):
     prompt: str = ""
     """What to change, as an instruction: "turn the bear into a polar bear". `--prompt` is the same."""
     source_prompt: str = ""
-    """What the scene shows now; used by the residual `dds` only."""
+    """What the scene shows now; used by the residuals `dds` and `pds` only."""
     prior: str = "timbrooks/instruct-pix2pix"
     """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, which ships with the
     package."""
