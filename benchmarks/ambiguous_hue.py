@@ -28,7 +28,7 @@ from torch import Tensor
 from csd_nerf.distillation import Objective, ObjectiveConfig
 from csd_nerf.errors import InputError, exit_on_input_error
 from csd_nerf.priors import Prior, load_prior
-from csd_nerf.scenes.operators import TINT_INSTRUCTION, hue_and_chroma
+from csd_nerf.scenes.operators import TINT_INSTRUCTION, circular_deviation, hue_and_chroma
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRANSPORTS: tuple[Literal["independent", "svgd"], ...] = ("independent", "svgd")
@@ -170,12 +170,6 @@ def edits(settings: Settings, prior: Prior, photos: Tensor, seed: int) -> Iterat
         hues, chroma = hue_and_chroma(pictures)
         outcome = Outcome(transport, seed, hues.tolist(), chroma.tolist(), circular_deviation(hues), seconds)
         yield outcome, pictures
-
-
-def circular_deviation(hues: Tensor) -> float:
-    """Circular standard deviation of angles, all in degrees."""
-    resultant = torch.exp(1j * torch.deg2rad(hues.double())).mean().abs().clamp(max=1)
-    return torch.rad2deg((-2 * resultant.log()).clamp(min=0).sqrt()).item()
 
 
 def summarize(outcomes: list[Outcome]) -> dict[str, float]:

@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
 from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
-from csd_nerf.nerf.runs import find_run  # noqa: E402
+from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
 from csd_nerf.scenes.operators import (  # noqa: E402
     OPERATORS,
     PAINTING_INSTRUCTION,
     TINT_INSTRUCTION,
+    circular_deviation,
     hue_and_chroma,
 )
 from training.photos import shared_folder  # noqa: E402
@@ -136,7 +137,7 @@ def evaluation_views(run: Path, size: int) -> tuple[Tensor, Tensor, Tensor]:
     photos = pipeline.datamanager.eval_photos(indices, size, size)
     after = pipeline.draw(cameras)
     source = find_run(config.pipeline.source_checkpoint).checkpoint
-    pipeline.load_pipeline(torch.load(source, map_location="cpu")["pipeline"], 0)
+    pipeline.load_pipeline(read_checkpoint(source)["pipeline"], 0)
     return photos.cpu(), pipeline.draw(cameras), after
 
 
@@ -151,8 +152,8 @@ def measure(name: str, photos: Tensor, before: Tensor, after: Tensor) -> dict[st
             "unedited_colour_distance": colour_distance(before, painted),
             "edited_colour_distance": colour_distance(after, painted),
         }
-    hues, chromas = zip(*(hue_and_chroma(view) for view in after), strict=True)
-    return {"chroma": float(sum(chromas) / len(chromas)), "hue_deviation_degrees": circular_deviation(hues)}
+    hues, chromas = hue_and_chroma(after)
+    return {"chroma": float(chromas.mean()), "hue_deviation_degrees": circular_deviation(hues)}
 
 
 def psnr(images: Tensor, answer: Tensor) -> float:
@@ -177,13 +178,6 @@ def painted_photos() -> Tensor:
 
     files = sorted((SHARED / "data" / "photos" / "la_muse").glob("*.jpg"))[::4]
     return torch.stack([center_crop(resize(read_image(str(file)), 128), 128) for file in files]) / 255
-
-
-def circular_deviation(degrees: tuple[float, ...]) -> float:
-    """Circular standard deviation, in degrees."""
-    angles = torch.deg2rad(torch.tensor([float(value) for value in degrees]))
-    length = torch.hypot(angles.cos().mean(), angles.sin().mean()).clamp(1e-9, 1)
-    return float(torch.rad2deg((-2 * length.log()).sqrt()))
 
 
 if __name__ == "__main__":

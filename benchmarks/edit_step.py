@@ -31,9 +31,9 @@ from unittest.mock import patch
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from tests.memory import peak_bytes  # noqa: E402
+from memory import peak_bytes  # noqa: E402
 
 PARTS = ("render", "encode", "unet", "transport", "backward", "optimizer")
 
@@ -164,23 +164,17 @@ def timed_parts(device: str, pipeline: Any) -> Iterator[dict[str, float]]:
 
         return wrapped
 
+    def timed_name(part: str, module: str, name: str) -> Any:
+        return patch(f"{module}.{name}", timed(part, getattr(sys.modules[module], name)))
+
     with (
-        patch(
-            "csd_nerf.nerf.pipeline.render_views",
-            timed("render", _original("csd_nerf.nerf.pipeline", "render_views")),
-        ),
+        timed_name("render", "csd_nerf.nerf.pipeline", "render_views"),
         patch.object(prior, "encode", timed("encode", prior.encode)),
         patch.object(prior, "predict_noise", timed("unet", prior.predict_noise)),
-        patch(
-            "csd_nerf.distillation.objective.svgd",
-            timed("transport", _original("csd_nerf.distillation.objective", "svgd")),
-        ),
+        timed_name("transport", "csd_nerf.distillation.objective", "stein_kernel"),
+        timed_name("transport", "csd_nerf.distillation.objective", "stein_direction"),
     ):
         yield seconds
-
-
-def _original(module: str, name: str) -> Callable[..., Any]:
-    return getattr(sys.modules[module], name)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def draw(options: DrawPictures) -> None:
 
     from csd_nerf.nerf.pictures import save_png, save_video, sheet
     from csd_nerf.nerf.pipeline import EditPipeline
-    from csd_nerf.nerf.runs import find_run
+    from csd_nerf.nerf.runs import find_run, read_checkpoint
     from csd_nerf.nerf.views import turntable_cameras, view_size
 
     find_run(options.run)
@@ -83,7 +83,7 @@ def draw(options: DrawPictures) -> None:
 
     with torch.no_grad():
         after, after_orbit = pipeline.draw(views), list(frames())
-        pipeline.model.load_scene(torch.load(source, map_location="cpu")["pipeline"], str(source))
+        pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
         before, before_orbit = pipeline.draw(views), list(frames())
     rows = {"before": before, "after": after}
     facts: dict[str, Any] = {"prompt": pipeline.config.prompt, "views": len(before)}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.demo.settings import Recipe, Settings
 
 # Relative to the demo's folder, so that it can be moved and still be opened.
@@ -95,15 +94,10 @@ class NerfstudioStage(Stage):
 
     def _newest_checkpoint(self) -> tuple[str, int] | None:
         """The newest whole checkpoint, relative to the demo's folder, and the steps that are in it."""
-        found = [
-            (int(name.group(1)), file)
-            for file in (self.folder / self.run_folder / "nerfstudio_models").glob("step-*.ckpt")
-            # A kill can leave half a checkpoint, which is no zip file.
-            if (name := re.fullmatch(r"step-(\d+)\.ckpt", file.name)) and zipfile.is_zipfile(file)
-        ]
+        found = whole_checkpoints(self.folder / self.run_folder / "nerfstudio_models")
         if not found:
             return None
-        step, file = max(found)
+        step, file = next(reversed(found.items()))
         return file.relative_to(self.folder).as_posix(), step + 1
 
     def _output(self) -> list[str]:

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.residuals import RESIDUALS, Guidance, Views
+from csd_nerf.distillation.residuals import PUBLISHED_WEIGHTING, RESIDUALS, Guidance, Views
 from csd_nerf.distillation.schedule import TimestepRange, weight
-from csd_nerf.distillation.transport import independent, stein_kernel, svgd
+from csd_nerf.distillation.transport import check_bandwidth, independent, stein_direction, stein_kernel
+from csd_nerf.errors import InputError
 from csd_nerf.priors.base import Prior
 
 
@@ -40,8 +41,9 @@ class ObjectiveConfig:
     normalize_kernel: bool = True
     """Let the rows of the SVGD kernel sum to one, so that the learning rate does not depend on the number of
     views. Off is the published form, whose steps shrink as views are added."""
-    weighting: Literal["one-minus-alpha", "uniform"] = "one-minus-alpha"
-    """Weight of a step by its noise level: 1 - alphas_cumprod[t] (SDS, CSD) or 1 (DDS)."""
+    weighting: Literal["published", "one-minus-alpha", "uniform"] = "published"
+    """Weight of a step by its noise level: 1 - alphas_cumprod[t], 1, or the one that was published with the
+    residual: the first for sds and csd-edit, the second for dds and pds."""
     min_timestep: float = 0.2
     """Least noise, as a fraction of the prior's schedule."""
     max_timestep: float = 0.5
@@ -54,6 +56,24 @@ class ObjectiveConfig:
     """How strongly the prompt is followed."""
     image_guidance: float = 1.5
     """How closely the source picture is kept."""
+
+    def check(self, *, particles: int, source_prompt: str) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            InputError: timesteps out of order, a bandwidth that does not suit the number of views, or no
+                `source_prompt` for a residual that compares with one.
+        """
+        _timestep_range(self)
+        if self.transport == "svgd":
+            check_bandwidth(self.bandwidth, particles)
+        if self.residual in ("dds", "pds") and not source_prompt.strip():
+            raise InputError(
+                f"the residual {self.residual} needs a description of the source",
+                expected="what the scene shows now, such as 'a stone bear'",
+                got="an empty source prompt",
+                hint="add `--pipeline.source-prompt`, or use the residual csd-edit, which needs none",
+            )
 
 
 @dataclass(frozen=True)
@@ -154,18 +174,15 @@ class Objective:
         }
         particles = prior.schedule.add_noise(views.latents, views.noise, t)
         if config.transport == "svgd":
-            direction = svgd(
-                residuals,
-                particles,
-                bandwidth=config.bandwidth,
-                normalize=config.normalize_kernel,
-                kernel=config.kernel,
-            )
-            kernel, _ = stein_kernel(particles, config.bandwidth, config.kernel)
+            kernel, repulsion = stein_kernel(particles, config.bandwidth, config.kernel)
+            direction = stein_direction(residuals, particles, kernel, repulsion, config.normalize_kernel)
             statistics["kernel_offdiagonal_mean"] = _offdiagonal_mean(kernel)
         else:
             direction = independent(residuals, particles)
-        gradient = weight(prior.schedule, t, config.weighting) * direction
+        weighting = (
+            PUBLISHED_WEIGHTING[config.residual] if config.weighting == "published" else config.weighting
+        )
+        gradient = weight(prior.schedule, t, weighting) * direction
         statistics["gradient_rms"] = gradient.square().mean().sqrt().item()
         return Distilled(gradient, t, statistics)
 

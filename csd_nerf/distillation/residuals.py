@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf.distillation.schedule import Weighting
 from csd_nerf.priors.base import NoiseSchedule, Prior
 
 
@@ -123,8 +124,8 @@ def pds(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h 
 
     The paper matches the stochastic latents `z = (x_t' - mu(x_t, e)) / sigma_t` of target and source, noised
     alike at t and at the earlier t'. The noise at t' is in both and cancels; the rest is this sum. The first
-    term pulls the views back to the source, hardest at little noise. The weights are in the formula: to be
-    used with `weight(..., "uniform")`. 6 U-Net evaluations a view.
+    term pulls the views back to the source, hardest at little noise. The weights are in the formula.
+    6 U-Net evaluations a view.
     """
     psi, chi = pds_coefficients(prior.schedule, views.t)
     return psi * (views.latents - views.source) + chi * dds(prior, views, guidance)
@@ -158,6 +159,9 @@ def pds_coefficients(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
 _PDS_GRID = 500
 
 RESIDUALS: dict[str, Residual] = {"sds": sds, "dds": dds, "csd-edit": csd_edit, "pds": pds}
+PUBLISHED_WEIGHTING: dict[str, Weighting] = {
+    "sds": "one-minus-alpha", "dds": "uniform", "csd-edit": "one-minus-alpha", "pds": "uniform",
+}  # fmt: skip
 
 
 Branch = tuple[Tensor, Tensor, Tensor]  # noisy (N, c, h, w), embedding (1, L, d), condition (N, k, h, w)

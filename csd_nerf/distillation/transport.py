@@ -70,7 +70,17 @@ def svgd(
     Raises:
         InputError: a bandwidth that cannot be used, see `stein_kernel`.
     """
-    similarity, repulsion = stein_kernel(particles, bandwidth, kernel)
+    return stein_direction(residuals, particles, *stein_kernel(particles, bandwidth, kernel), normalize)
+
+
+def stein_direction(
+    residuals: Float[Tensor, "n c h w"],
+    particles: Float[Tensor, "n c h w"],
+    similarity: Float[Tensor, "n n"],
+    repulsion: Float[Tensor, "n n"],
+    normalize: bool,
+) -> Float[Tensor, "n c h w"]:
+    """The direction of `svgd` for given kernel matrices K and R, see `stein_kernel`."""
     row = similarity.sum(1, keepdim=True) if normalize else len(similarity)
     similarity, repulsion = similarity / row, repulsion / row
 
@@ -79,8 +89,7 @@ def svgd(
     x = x - x.mean(0)  # leaves the differences as they are and spares their digits below
     # sum_j R_ij (x_i - x_j), without the (N, N, D) differences
     repelled = x * repulsion.sum(1, keepdim=True) - repulsion @ x
-    direction = similarity @ scores - repelled
-    return direction.view_as(residuals).to(residuals.dtype)
+    return (similarity @ scores - repelled).view_as(residuals).to(residuals.dtype)
 
 
 def stein_kernel(
@@ -123,29 +132,39 @@ def stein_kernel(
     return similarity, 2 * gamma * similarity
 
 
-def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:
-    count = len(d2)
-    if bandwidth == "median":
-        if count == 1:
-            return 0.0
-        i, j = torch.triu_indices(count, count, offset=1, device=d2.device)
-        median = d2[i, j].quantile(0.5).item()
-    elif bandwidth == "paper":
-        if count < 3:
-            raise InputError(
-                "the SVGD bandwidth 'paper' is undefined for so few particles",
-                expected="at least 3",
-                got=f"{count}",
-                hint="use the bandwidth 'median', or more particles",
-            )
-        median = d2.flatten().median().item()  # torch.median is the lower middle
-    elif isinstance(bandwidth, (int, float)) and math.isfinite(bandwidth) and bandwidth > 0:
-        return 1 / bandwidth
-    else:
+def check_bandwidth(bandwidth: Bandwidth, count: int) -> None:
+    """See that a bandwidth can be used for `count` particles.
+
+    Raises:
+        InputError: "paper" with fewer than three particles, or a number that is not positive and finite.
+    """
+    if bandwidth == "paper" and count < 3:
+        raise InputError(
+            "the SVGD bandwidth 'paper' is undefined for so few particles",
+            expected="at least 3",
+            got=f"{count}",
+            hint="use the bandwidth 'median', or more particles",
+        )
+    is_number = isinstance(bandwidth, (int, float)) and math.isfinite(bandwidth) and bandwidth > 0
+    if bandwidth not in ("median", "paper") and not is_number:
         raise InputError(
             "unknown SVGD bandwidth",
             expected="'median', 'paper' or a positive number",
             got=repr(bandwidth),
             hint="'median' suits any number of particles",
         )
+
+
+def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:
+    count = len(d2)
+    check_bandwidth(bandwidth, count)
+    if isinstance(bandwidth, (int, float)):
+        return 1 / bandwidth
+    if count == 1:
+        return 0.0
+    if bandwidth == "paper":
+        median = d2.flatten().median().item()  # torch.median is the lower middle
+    else:
+        i, j = torch.triu_indices(count, count, offset=1, device=d2.device)
+        median = d2[i, j].quantile(0.5).item()
     return math.log(count + 1) / median if median > 0 else 0.0

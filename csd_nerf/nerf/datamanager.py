@@ -12,7 +12,7 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from torch import Tensor
 
 from csd_nerf.errors import InputError
@@ -62,7 +62,10 @@ class EditDataManager(SceneDataManager):
         """Nothing is read ahead: an edit looks at a few photos, at the size of its views."""
 
     def setup_eval(self) -> None:
-        """The loader that `ns-eval` goes through."""
+        """The loaders that `ns-eval` and `ns-render` go through."""
+        self.eval_dataloader = RandIndicesEvalDataloader(
+            input_dataset=self.eval_dataset, device=self.device, num_workers=0
+        )
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(
             input_dataset=self.eval_dataset, device=self.device, num_workers=0
         )
@@ -112,7 +115,8 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig) -> None:
     themselves.
 
     Raises:
-        InputError: when no dataset was given, or it is missing, lists no cameras, or lacks images.
+        InputError: when no dataset was given, or it is missing, lists no cameras, or lacks lenses, images or
+            masks.
     """
     how = "pass `--data SCENE`, a folder made by `ns-process-data` with transforms.json and images"
     if data is None or data == Path():
@@ -124,7 +128,8 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig) -> None:
         got = "no such folder" if not data.exists() else f"{data} without transforms.json"
         raise InputError(f"there is no dataset at {data}", expected=str(file), got=got, hint=how)
     try:
-        frames = json.loads(file.read_text(encoding="utf8")).get("frames")
+        content = json.loads(file.read_text(encoding="utf8"))
+        frames = content.get("frames")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise InputError(
             f"{file} cannot be read", expected="a JSON object", got=str(error), hint=how
@@ -144,11 +149,22 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig) -> None:
             got=f"{len(without_pose)} of {len(frames)} frames without one of them",
             hint="remove those frames, or run `ns-process-data` again",
         )
-    missing = [frame["file_path"] for frame in frames if not (file.parent / frame["file_path"]).exists()]
-    if missing:
+    needed = {"fl_x", "fl_y", "cx", "cy", "h", "w"} - content.keys()
+    without_lens = [frame for frame in frames if needed - frame.keys()]
+    if without_lens:
         raise InputError(
-            f"{len(missing)} of {len(frames)} images of {file.parent} are missing",
-            expected=f"{file.parent / missing[0]}",
-            got="no such file",
-            hint="copy the images next to transforms.json, or remove their frames from it",
+            f"{file} has frames without a lens",
+            expected="fl_x, fl_y, cx, cy, w and h, in pixels, for all frames at once or in each",
+            got=f"no {', '.join(sorted(needed - without_lens[0].keys()))} in {len(without_lens)} frames",
+            hint="run `ns-process-data` again",
         )
+    for kind, entry in (("images", "file_path"), ("masks", "mask_path")):
+        listed = [frame[entry] for frame in frames if entry in frame]
+        missing = [name for name in listed if not (file.parent / name).exists()]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(listed)} {kind} of {file.parent} are missing",
+                expected=f"{file.parent / missing[0]}",
+                got="no such file",
+                hint=f"copy the {kind} next to transforms.json, or remove their frames from it",
+            )

@@ -32,7 +32,7 @@ class CsdNerfactoModel(NerfactoModel):
 
     def populate_modules(self) -> None:
         """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
-        if not (TCNN_EXISTS and torch.cuda.is_available()):
+        if not (TCNN_EXISTS and torch.device(self.kwargs["device"]).type == "cuda"):
             self.config.implementation = "torch"
         if self.config.lpips:
             super().populate_modules()

@@ -22,7 +22,7 @@ from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber, Viewer
 from torch import Tensor
 from torch.nn import Parameter
 
-from csd_nerf.distillation.objective import Objective, ObjectiveConfig
+from csd_nerf.distillation.objective import NonFiniteResidual, Objective, ObjectiveConfig
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig
 from csd_nerf.nerf.rendering import RenderedViews, render_views, train_proposals_always
@@ -71,7 +71,7 @@ class EditPipelineConfig(VanillaPipelineConfig):
     picture_size: int = 512
     """Short side, in pixels, of the before/after pictures and the turntable."""
     steps_per_picture: int = 100
-    """Steps between before/after pictures."""
+    """Steps between before/after pictures; 0 draws them at the end alone."""
     turntable_frames: int = 120
     """Frames of the turntable video written at the end; 0 writes none."""
     source_checkpoint: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
@@ -162,6 +162,7 @@ class EditPipeline(VanillaPipeline):
         self.model.load_scene(source, origin)
         self.model.camera_optimizer.requires_grad_(False)
         sampler = CameraSampler(self.datamanager.train_dataset.cameras, config.particles, seed)
+        config.objective.check(particles=config.particles, source_prompt=config.source_prompt)
         prior = load_prior(
             config.prior,
             device=self.device,
@@ -183,6 +184,8 @@ class EditPipeline(VanillaPipeline):
             max_steps=max_steps,
             source_weights={name: value.cpu().clone() for name, value in self.model.state_dict().items()},
         )
+        # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
+        prior.embed([config.prompt, config.source_prompt, ""])
         self._edit.before = self.eval_pictures()
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
@@ -203,6 +206,7 @@ class EditPipeline(VanillaPipeline):
         edit.objective.config.text_guidance = float(self.text_guidance.value)
         edit.objective.config.image_guidance = float(self.image_guidance.value)
         with torch.autocast(self.device.type, enabled=False):
+            views.images.register_hook(_refuse_non_finite)
             latents = prior.encode(views.images)
             source, condition = self._source_latents(indices)
             distilled = edit.objective.gradient(
@@ -294,7 +298,7 @@ class EditPipeline(VanillaPipeline):
         if writer.is_initialized():
             writer.put_image(name="Before (top) and after", image=both, step=step)
         change = float((after - before).abs().mean())
-        if change < VISIBLE_CHANGE and step >= 2 * self.config.steps_per_picture:
+        if change < VISIBLE_CHANGE and step >= 2 * max(1, self.config.steps_per_picture):
             CONSOLE.print(
                 f"[bold yellow]After {step} steps the renders have moved by only {change:.4f} (of 1). Try a "
                 "higher --pipeline.objective.text-guidance, a lower --pipeline.objective.image-guidance, or "
@@ -327,13 +331,16 @@ class EditPipeline(VanillaPipeline):
 
         def at_interval(step: int) -> None:
             done = step + 1
-            if done % self.config.steps_per_picture == 0 and done < max_steps:
+            every = self.config.steps_per_picture
+            if every and done % every == 0 and done < max_steps:
                 self.write_pictures(folder, done)
 
         def at_end(step: int) -> None:
             self.write_pictures(folder, step + 1, final=True)
             if self.config.turntable_frames:
                 self.write_turntable(trainer.base_dir / "turntable.mp4")
+            if writer.is_initialized():
+                writer.write_out_storage()  # nerfstudio writes for the last time before this runs
             CONSOLE.print(f"Pictures and turntable: {trainer.base_dir}")
 
         after_step, after_all = (
@@ -354,6 +361,12 @@ class EditPipeline(VanillaPipeline):
         if self._edit.optimizers is not None:
             for optimizer in self._edit.optimizers.optimizers.values():
                 optimizer.state.clear()
+
+
+def _refuse_non_finite(gradient: Tensor) -> None:
+    """Stop a backward pass before it reaches the field, where one NaN would spoil every later step."""
+    if not gradient.isfinite().all():
+        raise NonFiniteResidual("the gradient that came through the autoencoder is not finite")
 
 
 @dataclass

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import zipfile
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 
+from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.errors import InputError
 
 Config = TypeVar("Config")
@@ -51,10 +52,11 @@ def find_run(path: Path, step: int | None = None) -> Run:
         return Run(path, _read_config(path.parent.parent))
     folder = path.parent if path.is_file() else path
     checkpoints = folder if any(folder.glob("step-*.ckpt")) else folder / "nerfstudio_models"
-    wanted = "step-*.ckpt" if step is None else f"step-{step:09d}.ckpt"
-    # A checkpoint cut short by a kill or a full disk is no zip file: the one before it is used.
-    whole = [file for file in sorted(checkpoints.glob(wanted), key=_step_of) if zipfile.is_zipfile(file)]
-    if not whole:
+    # A checkpoint cut short by a kill or a full disk is left out: the one before it is used.
+    whole = whole_checkpoints(checkpoints)
+    chosen = whole.get(step) if step is not None else next(reversed(whole.values()), None)
+    if chosen is None:
+        wanted = "step-*.ckpt" if step is None else f"step-{step:09d}.ckpt"
         raise InputError(
             f"there is no checkpoint in {folder}",
             expected=f"{checkpoints.name}/{wanted}, as nerfstudio writes it",
@@ -62,12 +64,32 @@ def find_run(path: Path, step: int | None = None) -> Run:
             hint="pass the folder that holds config.yml and nerfstudio_models, "
             "usually outputs/SCENE/METHOD/TIME",
         )
-    return Run(whole[-1], _read_config(checkpoints.parent))
+    return Run(chosen, _read_config(checkpoints.parent))
 
 
-def _step_of(checkpoint: Path) -> int:
-    found = re.search(r"step-(\d+)", checkpoint.name)
-    return int(found.group(1)) if found else -1
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A nerfstudio checkpoint, on the CPU.
+
+    Raises:
+        InputError: when it is cut short, not a checkpoint, or holds more than data.
+    """
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{file} cannot be read",
+            expected="a whole checkpoint of nerfstudio, tensors and numbers only",
+            got=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            hint="pass another checkpoint of the run, or train it again",
+        ) from error
+    if not isinstance(loaded, dict) or not {"pipeline", "step"} <= loaded.keys():
+        raise InputError(
+            f"{file} is not a checkpoint of nerfstudio",
+            expected="its entries pipeline, optimizers, step ...",
+            got=", ".join(map(str, loaded))[:100] if isinstance(loaded, dict) else type(loaded).__name__,
+            hint="pass the run folder that `ns-train csd-nerfacto` wrote",
+        )
+    return loaded
 
 
 def _read_config(folder: Path) -> TrainerConfig | None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
@@ -15,7 +17,9 @@ from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, exit_on_input_error
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.pipeline import EditPipeline, EditPipelineConfig
-from csd_nerf.nerf.runs import Run, adopt, find_run
+from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
+from csd_nerf.nerf.views import check_short_side
+from csd_nerf.priors.folder import vae_factor
 from csd_nerf.priors.loading import check_prior
 
 NON_FINITE_STEPS_IN_A_ROW = 5
@@ -26,6 +30,8 @@ NON_FINITE_STEPS_IN_A_ROW = 5
 class SceneTrainerConfig(TrainerConfig):
     """nerfstudio's trainer, with bad input refused before anything is built."""
 
+    _target: Type = field(default_factory=lambda: SceneTrainer)  # noqa: UP006
+
     def set_timestamp(self) -> None:
         """Check the input; nerfstudio calls this first once the command line is complete."""
         with exit_on_input_error():
@@ -33,14 +39,24 @@ class SceneTrainerConfig(TrainerConfig):
         super().set_timestamp()
 
     def check(self) -> None:
-        """Refuse what cannot work.
+        """Refuse what cannot work; find the run that `--load-dir` names, to go on with.
 
         Raises:
-            InputError: see `check_device` and `check_dataset`.
+            InputError: see `check_device`, `check_dataset` and `find_run`.
         """
         check_device(self.machine.device_type)
+        if self.load_dir is not None:
+            self.load_checkpoint = find_run(self.load_dir, self.load_step).checkpoint
+            self.load_dir = None
         datamanager: Any = self.pipeline.datamanager
         check_dataset(self.data or datamanager.data or datamanager.dataparser.data, datamanager.dataparser)
+
+
+_CONTINUED = (
+    "max_num_iterations", "mixed_precision", "use_grad_scaler", "gradient_accumulation_steps",
+    "steps_per_save", "optimizers",
+)  # fmt: skip
+"""Of nerfstudio's own settings, those that a continued edit takes from its config.yml."""
 
 
 @dataclass
@@ -81,7 +97,36 @@ class EditTrainerConfig(SceneTrainerConfig):
                 hint='add `--prompt "turn the bear into a polar bear"`',
             )
         super().check()
-        check_prior(self.pipeline.prior)
+        self._check_options()
+        self._check_prior()
+
+    def _check_options(self) -> None:
+        """Refuse numbers that a step cannot work with."""
+        pipeline, datamanager = self.pipeline, self.pipeline.datamanager
+        at_least_one = (
+            "particles", "render_size", "rays_per_chunk", "unet_batch_size", "vae_batch_size",
+            "picture_views", "picture_size",
+        )  # fmt: skip
+        for name in at_least_one:
+            _require(getattr(pipeline, name) >= 1, f"pipeline.{name}", "at least 1", getattr(pipeline, name))
+        for name in ("steps_per_picture", "turntable_frames"):
+            value = getattr(pipeline, name)
+            _require(value >= 0, f"pipeline.{name}", "at least 1, or 0 for none", value)
+        share, size = pipeline.gradient_share, pipeline.picture_size
+        _require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
+        _require(size % 2 == 0, "pipeline.picture_size", "an even number, as the video needs", size)
+        _require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
+        _require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
+        pipeline.objective.check(particles=pipeline.particles, source_prompt=pipeline.source_prompt)
+        if datamanager.photo_size is not None:
+            # The prior is shown the photos: enlarged ones would be a blurred source.
+            datamanager.photo_size = max(datamanager.photo_size, pipeline.render_size)
+
+    def _check_prior(self) -> None:
+        """Refuse a prior that is not there, or whose autoencoder does not take the render size."""
+        folder = check_prior(self.pipeline.prior)
+        if folder is not None:
+            check_short_side(self.pipeline.render_size, vae_factor(folder))
 
     def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
         """Take field sizes and data from the scene, where the user gave none."""
@@ -121,10 +166,12 @@ class EditTrainerConfig(SceneTrainerConfig):
                 got="no such file",
                 hint="put the source run back where it was",
             )
-        if self.max_num_iterations == default.max_num_iterations:
-            self.max_num_iterations = saved.max_num_iterations
-        if self.machine.seed == default.machine.seed:
-            self.machine.seed = saved.machine.seed
+        for name in _CONTINUED:
+            if getattr(self, name) == getattr(default, name):
+                setattr(self, name, getattr(saved, name))
+        self.machine = adopt(self.machine, default.machine, saved.machine)
+        check_device(self.machine.device_type)
+        CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
 
     def _take_prompt(self) -> None:
         """`--prompt`, `--pipeline.prompt` and nerfstudio's own `--pipeline.model.prompt` are one setting."""
@@ -151,20 +198,66 @@ class EditTrainerConfig(SceneTrainerConfig):
         return path
 
 
-class EditTrainer(Trainer):
+class SceneTrainer(Trainer):
+    """nerfstudio's trainer, which names the settings to turn down when memory runs out."""
+
+    memory_settings: tuple[str, ...] = (
+        "--pipeline.datamanager.train-num-rays-per-batch",
+        "--pipeline.model.eval-num-rays-per-chunk",
+    )
+
+    def setup(self, test_mode: Any = "val") -> None:
+        """Build everything; unusable input and too little memory end the program with a message."""
+        with exit_on_input_error(), self._memory_explained():
+            super().setup(test_mode)
+
+    def _load_checkpoint(self) -> None:
+        """Load as the parent does; a file that is no checkpoint is refused with a message."""
+        if self.config.load_checkpoint is not None:
+            read_checkpoint(self.config.load_checkpoint)
+        super()._load_checkpoint()
+
+    def train(self) -> None:
+        """Train; too little memory ends the program with a message."""
+        with exit_on_input_error(), self._memory_explained():
+            super().train()
+
+    @contextmanager
+    def _memory_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise SystemExit(self._explanation(error)) from None
+
+    def _explanation(self, error: RuntimeError) -> int:
+        """Print what to turn down; returns the exit status."""
+        CONSOLE.print(
+            f"[bold red]Out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
+            f"{', '.join(self.memory_settings)}."
+        )
+        return 1
+
+
+class EditTrainer(SceneTrainer):
     """nerfstudio's trainer for an edit: begins at step 0 of the edit, or where its checkpoint ended."""
 
     config: EditTrainerConfig
     pipeline: EditPipeline
+    memory_settings = (
+        "--pipeline.unet-batch-size",
+        "--pipeline.rays-per-chunk",
+        "--pipeline.vae-batch-size",
+        "--pipeline.particles",
+        "--pipeline.render-size",
+        "--pipeline.picture-size",
+    )
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build the pipeline and load source scene, prior and, for a resume, the edit so far."""
         self._skipped_in_a_row = 0
-        try:
-            with exit_on_input_error():
-                super().setup(test_mode)
-        except RuntimeError as error:
-            _explain_out_of_memory(error)
+        super().setup(test_mode)
 
     def _load_checkpoint(self) -> None:
         """Begin the edit; continue it when the checkpoint is one of an edit."""
@@ -172,7 +265,7 @@ class EditTrainer(Trainer):
         checkpoint = self.config.load_checkpoint
         assert source is not None and checkpoint is not None, "EditTrainerConfig.check sets both"
         self.pipeline.begin_edit(
-            torch.load(source, map_location="cpu")["pipeline"],
+            read_checkpoint(source)["pipeline"],
             seed=self.config.machine.seed,
             max_steps=self.config.max_num_iterations,
             origin=str(source),
@@ -221,7 +314,9 @@ class EditTrainer(Trainer):
             zero = torch.zeros((), device=self.pipeline.device)
             return zero, {}, {}
         except RuntimeError as error:
-            _explain_out_of_memory(error, self._save_before(step))
+            if _is_out_of_memory(error) and (saved := self._save_before(step)):
+                CONSOLE.print(saved.strip())
+            raise
         self._skipped_in_a_row = 0
         return result
 
@@ -250,17 +345,16 @@ class EditTrainer(Trainer):
                     older.unlink()
 
 
-def _explain_out_of_memory(error: RuntimeError, saved: str = "") -> NoReturn:
-    """End the run with the settings to turn down; any other error is raised again."""
-    on_gpu, on_cpu = isinstance(error, torch.OutOfMemoryError), "can't allocate memory" in str(error)
-    if not (on_gpu or on_cpu):
-        raise error
-    CONSOLE.print(
-        f"[bold red]Out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
-        "--pipeline.unet-batch-size, --pipeline.rays-per-chunk, --pipeline.vae-batch-size, "
-        f"--pipeline.particles, --pipeline.render-size.{saved}"
-    )
-    raise SystemExit(1) from None
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, its CPU allocator or tiny-cuda-nn ran out of memory: each says so in its own way."""
+    said = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
+    return said or isinstance(error, torch.OutOfMemoryError)
+
+
+def _require(holds: bool, option: str, expected: str, got: object) -> None:
+    if not holds:
+        flag = f"--{option.replace('_', '-')}"
+        raise InputError(f"{flag} cannot be used", expected=expected, got=str(got), hint=f"change {flag}")
 
 
 def check_device(device_type: str) -> None:

@@ -21,6 +21,18 @@ def view_size(cameras: Cameras, short_side: int, multiple: int) -> tuple[int, in
     autoencoder can take.
 
     Raises:
+        InputError: see `check_short_side`.
+    """
+    check_short_side(short_side, multiple)
+    aspect = float(torch.median(cameras.width.float() / cameras.height.float()))  # width / height
+    long_side = max(multiple, round(short_side * max(aspect, 1 / aspect) / multiple) * multiple)
+    return (short_side, long_side) if aspect >= 1 else (long_side, short_side)
+
+
+def check_short_side(short_side: int, multiple: int) -> None:
+    """See that a render size suits the autoencoder.
+
+    Raises:
         InputError: when `short_side` is not a multiple of the autoencoder's factor.
     """
     if short_side <= 0 or short_side % multiple:
@@ -31,9 +43,6 @@ def view_size(cameras: Cameras, short_side: int, multiple: int) -> tuple[int, in
             got=f"{short_side}",
             hint=f"use `--pipeline.render-size {lower}` or {lower + multiple}",
         )
-    aspect = float(torch.median(cameras.width.float() / cameras.height.float()))  # width / height
-    long_side = max(multiple, round(short_side * max(aspect, 1 / aspect) / multiple) * multiple)
-    return (short_side, long_side) if aspect >= 1 else (long_side, short_side)
 
 
 def fit_cameras(cameras: Cameras, height: int, width: int) -> Cameras:

@@ -18,6 +18,8 @@ CONFIGS = (
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer_config.json",
 )
+VOCABULARIES = (("tokenizer/tokenizer.json",), ("tokenizer/vocab.json", "tokenizer/merges.txt"))
+"""Either will do: without any, a tokenizer would take every word for an unknown one."""
 REPAIR_HINT = "save the model again with its pipeline's save_pretrained(folder), or download it again"
 
 
@@ -37,6 +39,8 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
         for part, stem in WEIGHTS.items()
         if with_weights
     }
+    if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
+        missing.append(" or ".join(" and ".join(names) for names in VOCABULARIES))
     missing += [f"{part}/{WEIGHTS[part]}.safetensors" for part, files in weights.items() if not files]
     if missing:
         pickles = " (there are .bin weights, which are not read)" if any(folder.glob("*/*.bin")) else ""
@@ -52,6 +56,11 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
             _check_weights(file)
     unet, vae = configs["unet/config.json"], configs["vae/config.json"]
     check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+
+
+def vae_factor(folder: Path) -> int:
+    """Pixels per latent along each side, from the autoencoder's config in a folder that was checked."""
+    return 2 ** (len(_read_json(folder / "vae/config.json")["block_out_channels"]) - 1)
 
 
 def check_channels(unet_channels: int | None, latent_channels: int | None) -> None:

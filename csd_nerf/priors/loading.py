@@ -128,15 +128,22 @@ def _load_weights(model: Any, folder: Path, part: str, dtype: torch.dtype) -> An
 def _load_text(folder: Path) -> TextModels:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the tokenizer or text encoder in {folder} cannot be loaded",
+            expected="a CLIP tokenizer, and a CLIP text model whose weights fit its config.json",
+            got=str(error).strip()[:300],
+            hint=REPAIR_HINT,
+        ) from error
     return tokenizer, encoder.float()
 
 
 def _download(hub_id: str) -> Path:
     """The folder of a hub model in the local cache, fetched as far as it is not there yet."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # Repositories also hold half-precision copies and single-file checkpoints, which are left there.
     configs = [*CONFIGS, "tokenizer/*"]
@@ -145,11 +152,13 @@ def _download(hub_id: str) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=configs))
         check_folder(folder, with_weights=False)  # before gigabytes are fetched
         folder = Path(snapshot_download(hub_id, allow_patterns=configs + weights))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the hub's own, and those of whatever it talks through: proxies, TLS, ...
         raise InputError(
             f"the prior {hub_id!r} is not on this machine and cannot be fetched",
             expected=NAMES_HELP,
-            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            got=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
             hint="check name, network and access; without network use a local folder or tiny-instruct",
         ) from error
     check_folder(folder)

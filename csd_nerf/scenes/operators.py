@@ -141,6 +141,16 @@ def hue_and_chroma(image: Image) -> tuple[PerPicture, PerPicture]:
     return hue, torch.hypot(alpha, beta).mean((-2, -1))
 
 
+def circular_deviation(hues: Tensor) -> float:
+    """Circular standard deviation `sqrt(-2 ln R)`, `R = |mean exp(i hue)|`, all in degrees (Mardia 1972).
+
+    >>> round(circular_deviation(torch.tensor([350.0, 10.0])), 1)
+    10.0
+    """
+    resultant = torch.exp(1j * torch.deg2rad(hues.double())).mean().abs().clamp(1e-9, 1)
+    return torch.rad2deg((-2 * resultant.log()).sqrt()).item()
+
+
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (

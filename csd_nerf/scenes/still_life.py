@@ -271,24 +271,25 @@ def find_edit(edit: str | None) -> tuple[ObjectEdit | None, Operator | None]:
         return None, None
     if edit in OBJECT_EDITS:
         return OBJECT_EDITS[edit], None
-    from csd_nerf.scenes.operators import OPERATORS  # needs torch, which nothing else here does
+    from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION, TINTS, Operator  # need torch
 
-    if edit not in OPERATORS:
+    whole_picture = OPERATORS | {name: Operator(name, TINT_INSTRUCTION, tint) for name, tint in TINTS.items()}
+    if edit not in whole_picture:
         raise InputError(
             "unknown edit of the procedural scene",
-            expected=" | ".join([*OBJECT_EDITS, *OPERATORS]),
+            expected=" | ".join([*OBJECT_EDITS, *whole_picture]),
             got=repr(edit),
             hint="choose one of the known edits",
         )
-    return None, OPERATORS[edit]
+    return None, whole_picture[edit]
 
 
 def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> Picture:
     """Render the scene, as it is or under a known edit.
 
-    edit: a key of OBJECT_EDITS (one object repainted), or a name in `operators.OPERATORS` (the whole picture
-        passed through that operator). samples_per_side: rays per pixel and side; each goes to another place
-        on the light, so shadows are soft from 2 on.
+    edit: a key of OBJECT_EDITS (one object repainted), or a name in `operators.OPERATORS` or
+        `operators.TINTS` (the whole picture passed through it). samples_per_side: rays per pixel and side;
+        each goes to another place on the light, so shadows are soft from 2 on.
     Raises InputError for an unknown edit.
     """
     repainted, operator = find_edit(edit)

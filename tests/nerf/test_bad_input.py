@@ -13,6 +13,8 @@ import pytest
 import torch
 from nerf_runs import make_config, run
 
+from csd_nerf.nerf.runs import find_run
+
 Make = Any
 
 
@@ -105,6 +107,17 @@ def test_priors_that_cannot_be_used(edit_config: Make, capsys: Any, tmp_path: Pa
     shutil.rmtree(incomplete / "vae")
     assert "vae" in refusal(edit_config(pipeline__prior=str(incomplete)), capsys)
 
+    wordless = tmp_path / "wordless"
+    shutil.copytree(bundled_path("tiny-instruct"), wordless)
+    (wordless / "tokenizer" / "tokenizer.json").unlink()
+    (wordless / "tokenizer" / "vocab.json").unlink()
+    assert "tokenizer/vocab.json" in refusal(edit_config(pipeline__prior=str(wordless)), capsys)
+
+    speechless = tmp_path / "speechless"
+    shutil.copytree(bundled_path("tiny-instruct"), speechless)
+    (speechless / "text_encoder" / "config.json").write_text('{"hidden_size": 32}')
+    assert "tokenizer or text encoder" in refusal(edit_config(pipeline__prior=str(speechless)), capsys)
+
     text_to_image = tmp_path / "text-to-image"
     shutil.copytree(bundled_path("tiny-instruct"), text_to_image)
     unet = json.loads((text_to_image / "unet" / "config.json").read_text())
@@ -122,6 +135,57 @@ def test_more_particles_than_cameras(edit_config: Make, capsys: Any) -> None:
     assert "not enough cameras" in refusal(edit_config(pipeline__particles=99), capsys)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("particles", 0), ("gradient_share", 0.0), ("gradient_share", 2.0), ("rays_per_chunk", 0),
+        ("unet_batch_size", 0), ("vae_batch_size", -1), ("picture_size", 129), ("picture_views", 0),
+        ("steps_per_picture", -1), ("turntable_frames", -5),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_step_can_work_with(
+    edit_config: Make, capsys: Any, option: str, value: float
+) -> None:
+    printed = refusal(edit_config(**{f"pipeline__{option}": value}), capsys)
+    assert f"--pipeline.{option.replace('_', '-')}" in printed and str(value) in printed
+
+
+def test_options_that_an_edit_does_not_have(edit_config: Make, capsys: Any) -> None:
+    assert "--machine.num-devices" in refusal(edit_config(machine__num_devices=2), capsys)
+    assert "--steps-per-eval-batch" in refusal(edit_config(steps_per_eval_batch=5), capsys)
+
+
+def test_objectives_that_contradict_themselves(edit_config: Make, capsys: Any) -> None:
+    def refused(**objective: Any) -> str:
+        changes = {f"pipeline__objective__{name}": value for name, value in objective.items()}
+        return refusal(edit_config(pipeline__particles=2, **changes), capsys)
+
+    assert "at least 3" in refused(bandwidth="paper")
+    assert "positive number" in refused(bandwidth=-1.0)
+    assert "range of timesteps" in refused(min_timestep=0.7, max_timestep=0.3)
+    assert "--pipeline.source-prompt" in refused(residual="dds")
+
+
+@pytest.mark.parametrize("method", ["csd-nerfacto-tiny", "csd-edit-tiny"])
+def test_checkpoints_that_cannot_be_read(
+    method: str, scene_run: Path, dataset: Path, edit_config: Make, capsys: Any, tmp_path: Path
+) -> None:
+    whole = find_run(scene_run).checkpoint
+
+    def refused(content: bytes) -> str:
+        file = tmp_path / "step-000000005.ckpt"
+        file.write_bytes(content)
+        if method == "csd-edit-tiny":
+            return refusal(edit_config(load_dir=file, data=dataset), capsys)
+        return refusal(make_config(method, tmp_path, dataset, load_dir=file), capsys)
+
+    assert "cannot be read" in refused(whole.read_bytes()[:1000])
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    assert "is not a checkpoint of nerfstudio" in refused((tmp_path / "other.pt").read_bytes())
+    torch.save({"pipeline": Path("code"), "step": 1}, tmp_path / "other.pt")  # not data: unpickling runs code
+    assert "cannot be read" in refused((tmp_path / "other.pt").read_bytes())
+
+
 @pytest.mark.parametrize("method", ["csd-nerfacto-tiny", "csd-edit-tiny"])
 def test_datasets_that_are_not_whole(
     method: str, dataset: Path, scene_run: Path, edit_config: Make, capsys: Any, tmp_path: Path
@@ -137,6 +201,13 @@ def test_datasets_that_are_not_whole(
     sorted((copied / "images").iterdir())[0].unlink()
     assert "1 of 12 images" in refusal(config(copied), capsys)
     meta = json.loads((copied / "transforms.json").read_text())
+    frames = meta["frames"][1:]
+    without_lens = {name: value for name, value in meta.items() if name not in ("fl_x", "cy")}
+    (copied / "transforms.json").write_text(json.dumps({**without_lens, "frames": frames}))
+    assert "no cy, fl_x" in refusal(config(copied), capsys)
+    masked = [{**frame, "mask_path": "mask.png"} for frame in frames]
+    (copied / "transforms.json").write_text(json.dumps({**meta, "frames": masked}))
+    assert "masks" in refusal(config(copied), capsys)
     (copied / "transforms.json").write_text(json.dumps({**meta, "frames": [{"file_path": "a.png"}]}))
     assert "without a camera" in refusal(config(copied), capsys)
     (copied / "transforms.json").write_text(json.dumps({**meta, "frames": []}))

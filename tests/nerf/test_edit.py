@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from memory import peak_bytes
 from nerf_runs import make_config, run
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.nerf.runs import find_run
@@ -52,7 +54,9 @@ def test_an_edit_leaves_pictures_a_turntable_and_a_checkpoint(edited: Any) -> No
     assert names == {"step-000010.png", "step-000020.png", "before.png", "after.png"}
     assert Image.open(folder / "pictures" / "step-000020.png").size == (32, 2 * 32 + 4)  # one evaluation view
     assert (folder / "turntable.mp4").stat().st_size > 500
-    assert any(folder.glob("events.out.tfevents*"))
+    (events,) = folder.glob("events.out.tfevents*")
+    reader = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+    assert [picture.step for picture in reader.Images("Before (top) and after")] == [10, 20]
     assert [path.name for path in (folder / "nerfstudio_models").iterdir()] == ["step-000000019.ckpt"]
 
 
@@ -99,6 +103,23 @@ def test_an_edited_scene_opens_without_a_diffusion_model(edited: Any, scene_run:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_the_loaders_of_ns_render_and_ns_eval_serve_an_edited_scene(edited: Any) -> None:
+    """`ns-render spiral` takes a camera of the one, `ns-eval` goes through the other."""
+    manager = edited.pipeline.datamanager
+    camera, batch = next(iter(manager.eval_dataloader))
+    assert camera.shape == (1,) and batch["image"].shape[-1] == 3
+    assert len(list(manager.fixed_indices_eval_dataloader)) == len(manager.eval_dataset)
+
+
+def test_the_viewer_finds_the_controls(edited: Any) -> None:
+    """With the function that nerfstudio's viewer looks for them with."""
+    from nerfstudio.viewer.utils import parse_object
+    from nerfstudio.viewer.viewer_elements import ViewerElement
+
+    names = {element.name for _, element in parse_object(edited.pipeline, ViewerElement, "Custom Elements")}
+    assert {"Prompt", "Text guidance", "Image guidance", "Reset to source"} <= names
+
+
 def test_registering_the_methods_imports_no_diffusion_library() -> None:
     script = (
         "import sys, csd_nerf.nerf.methods\nassert not {'diffusers', 'transformers'} & set(sys.modules)\n"
@@ -107,9 +128,11 @@ def test_registering_the_methods_imports_no_diffusion_library() -> None:
 
 
 def test_a_killed_edit_resumes_to_the_same_scene(edited: Any, edit_config: Make) -> None:
-    """The edit above, stopped after 9 steps and continued from its checkpoint at step 7."""
+    """The edit above, stopped at a random step and continued from the newest of its checkpoints."""
     settings = {"max_num_iterations": 20, "steps_per_save": 7, "pipeline__turntable_frames": 0}
     stopped = edit_config(**settings)
+
+    last_step = random.SystemRandom().randint(8, 19)
 
     class Kill(Exception):
         pass
@@ -120,7 +143,7 @@ def test_a_killed_edit_resumes_to_the_same_scene(edited: Any, edit_config: Make)
         step_of = EditPipeline.get_train_loss_dict
 
         def killed(self: Any, step: int) -> Any:
-            if step == 9:
+            if step == last_step:
                 raise Kill
             return step_of(self, step)
 
@@ -128,12 +151,13 @@ def test_a_killed_edit_resumes_to_the_same_scene(edited: Any, edit_config: Make)
         with pytest.raises(Kill):
             run(stopped)
     folder = stopped.get_base_dir()
-    assert find_run(folder).checkpoint.name == "step-000000007.ckpt"
+    saved = 14 if last_step > 14 else 7
+    assert find_run(folder).checkpoint.name == f"step-{saved:09d}.ckpt"
 
     # 100 steps is the method's own number, so it counts as not given, and the edit's 20 stay.
     again = {"load_dir": folder, "prompt": None, "timestamp": "resumed", "max_num_iterations": 100}
     resumed = run(edit_config(**again))
-    assert resumed.config.max_num_iterations == 20 and resumed._start_step == 8
+    assert resumed.config.max_num_iterations == 20 and resumed._start_step == saved + 1
     assert resumed.pipeline.prompt.value == "make it night"
     torch.testing.assert_close(
         resumed.pipeline.eval_pictures(), edited.pipeline.eval_pictures(), atol=2e-3, rtol=0
@@ -188,6 +212,23 @@ def test_a_residual_that_is_not_finite_skips_its_step(edit_config: Make, monkeyp
     trainer = run(edit_config(max_num_iterations=3))
     state = next(iter(trainer.optimizers.optimizers["fields"].state.values()))
     assert int(state["step"]) == 2
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_field(edit_config: Make, monkeypatch: Any) -> None:
+    from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
+
+    encode = InstructPix2Pix.encode
+
+    def overflowing(self: Any, images: torch.Tensor) -> torch.Tensor:
+        latents = encode(self, images)
+        if images.requires_grad:
+            latents.register_hook(lambda gradient: gradient * float("nan"))
+        return latents
+
+    trainer = run(edit_config(max_num_iterations=1))
+    monkeypatch.setattr(InstructPix2Pix, "encode", overflowing)
+    trainer.train_iteration(1)
+    assert all(parameter.isfinite().all() for parameter in trainer.pipeline.model.parameters())
 
 
 def test_many_of_them_in_a_row_stop_the_edit_with_a_checkpoint(
