@@ -27,6 +27,7 @@ from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, open_folder
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, stages_of
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.pictures import save_png, sheet
+from csd_nerf.scenes.dataset import write_dataset
 
 MINIATURE = Recipe(
     views=10,
@@ -275,6 +276,12 @@ def test_an_interrupted_edit_goes_on_with_its_own_settings(tmp_path: Path) -> No
 def test_steps_are_read_from_nerfstudio_s_table() -> None:
     assert step_of("100 (6.67%)         206.6 ms       4 m, 49 s") == 100
     assert step_of("Loading weights: 36 (100%)") is None and step_of("Step (% Done)") is None
+
+
+def test_a_capture_without_enough_views_is_refused_at_once(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "small", views=4, size=8)
+    with pytest.raises(InputError, match=r"too few frames[\s\S]*at least 8[\s\S]*4"):
+        demo(tmp_path / "out", data=data).check(MINIATURE)
 
 
 def test_a_scene_of_one_s_own_is_not_rendered() -> None:

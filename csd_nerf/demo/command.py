@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from csd_nerf.demo.stages import Stage
 
+LEAST_FRAMES = 8
+"""Of a captured scene: the four views of an edit step, and some to evaluate on."""
+
 DEFAULT_PROMPT = "make it autumn"
 """Of the bundled prior's instructions, the one that shows best on the still life."""
 
@@ -137,7 +140,7 @@ def _checked_data(data: Path) -> Path:
     from csd_nerf.nerf.datamanager import check_dataset
 
     data = data.expanduser().resolve()
-    check_dataset(data, NerfstudioDataParserConfig())
+    check_dataset(data, NerfstudioDataParserConfig(), at_least=LEAST_FRAMES)
     return data
 
 

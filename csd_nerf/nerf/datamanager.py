@@ -108,11 +108,16 @@ class EditDataManager(SceneDataManager):
         return torch.stack(photos).to(self.device)
 
 
-def check_dataset(data: Path | None, dataparser: DataParserConfig) -> None:
+def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int = 1) -> None:
     """See that a dataset is there and whole before anything is built from it.
 
     Only nerfstudio's own format (`transforms.json`) is looked into; other dataparsers report for
     themselves.
+
+    Args:
+        data: its folder, or its transforms.json.
+        dataparser: what will read it.
+        at_least: how many frames it must have.
 
     Raises:
         InputError: when no dataset was given, or it is missing, lists no cameras, or lacks lenses, images or
@@ -140,6 +145,13 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig) -> None:
             expected='a "frames" list with file_path and transform_matrix',
             got="no frames",
             hint="run `ns-process-data` again; if COLMAP found no poses, add photos that overlap more",
+        )
+    if len(frames) < at_least:
+        raise InputError(
+            f"{file} has too few frames",
+            expected=f"at least {at_least}",
+            got=f"{len(frames)}",
+            hint="capture more photos, from all around",
         )
     without_pose = [frame for frame in frames if "file_path" not in frame or "transform_matrix" not in frame]
     if without_pose:
