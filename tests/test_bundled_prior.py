@@ -109,10 +109,7 @@ def test_the_ambiguous_instruction_lands_on_several_of_its_hues(loaded, photos: 
     hues, _ = hue_and_chroma(edited)
     distances = torch.stack([((hues - hue + 180) % 360 - 180).abs() for hue in TINT_HUES.values()], 1)
     nearest, which = distances.min(1)
-    # The hues are 90 degrees apart. What the shipped weights reach is in docs/results.md: nearly all seeds
-    # within 15 degrees, the others nearer to one hue than to the middle between two.
-    assert (nearest < 15).sum() >= 9
-    assert nearest.max() < 40
+    assert nearest.max() < 15  # they are 90 degrees apart
     assert len(which.unique()) >= 2
 
 

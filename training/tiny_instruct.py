@@ -27,8 +27,8 @@ from training.unet import train_unet
 from training.vae import train_vae
 
 VAE_STEPS = 2172
-DECODER_STEPS = 649
-UNET_STEPS = 5706
+DECODER_STEPS = 1800
+UNET_STEPS = 14000
 STAGES = ("vae", "decoder", "text", "latents", "unet", "export")
 
 

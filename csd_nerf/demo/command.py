@@ -39,9 +39,9 @@ class Demo:
     """What to change. The bundled prior knows a few instructions only: its model card lists them."""
     prior: str = "tiny-instruct"
     """What proposes the change: tiny-instruct, or the folder of an InstructPix2Pix in diffusers format."""
-    train_steps: int = 900
+    train_steps: int = 1000
     """Steps of training the scene as it is."""
-    edit_steps: int = 90
+    edit_steps: int = 75
     """Steps of the edit."""
     seed: int = 0
     """Decides cameras, training and edit."""

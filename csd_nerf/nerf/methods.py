@@ -90,7 +90,7 @@ csd_nerfacto_tiny = MethodSpecification(
         steps_per_eval_image=0,
         steps_per_eval_all_images=0,
         steps_per_save=500,
-        max_num_iterations=1800,
+        max_num_iterations=2000,
         machine=MachineConfig(device_type="cpu"),
         pipeline=VanillaPipelineConfig(
             datamanager=SceneDataManagerConfig(
@@ -102,8 +102,8 @@ csd_nerfacto_tiny = MethodSpecification(
             model=copy.deepcopy(_TINY_MODEL),
         ),
         optimizers={
-            "proposal_networks": _adam(1e-2, 1e-3, 1800),
-            "fields": _adam(1e-2, 1e-3, 1800),
+            "proposal_networks": _adam(1e-2, 1e-3, 2000),
+            "fields": _adam(1e-2, 1e-3, 2000),
         },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 13),
         vis="viewer",
@@ -142,13 +142,13 @@ csd_edit_tiny = MethodSpecification(
         steps_per_eval_image=0,
         steps_per_eval_all_images=0,
         steps_per_save=25,
-        max_num_iterations=100,
+        max_num_iterations=75,
         machine=MachineConfig(device_type="cpu"),
         pipeline=EditPipelineConfig(
             datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig(), photo_size=128),
             model=copy.deepcopy(_TINY_MODEL),
             prior="tiny-instruct",
-            objective=ObjectiveConfig(min_timestep=0.02, max_timestep=0.6),
+            objective=ObjectiveConfig(min_timestep=0.02, max_timestep=0.6, text_guidance=4.0),
             particles=4,
             render_size=64,
             gradient_share=1.0,
