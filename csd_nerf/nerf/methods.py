@@ -148,7 +148,7 @@ csd_edit_tiny = MethodSpecification(
             datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig(), photo_size=128),
             model=copy.deepcopy(_TINY_MODEL),
             prior="tiny-instruct",
-            objective=ObjectiveConfig(min_timestep=0.02, max_timestep=0.6, text_guidance=4.0),
+            objective=ObjectiveConfig(min_timestep=0.02, max_timestep=0.6, text_guidance=3.5),
             particles=4,
             render_size=64,
             gradient_share=1.0,
