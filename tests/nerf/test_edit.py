@@ -16,9 +16,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from csd_nerf.distillation.objective import NonFiniteResidual
+from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.runs import find_run
 
 Make = Any
+USUAL_STEPS = METHODS["csd-edit-tiny"].max_num_iterations
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +156,8 @@ def test_a_killed_edit_resumes_to_the_same_scene(edited: Any, edit_config: Make)
     saved = 14 if last_step > 14 else 7
     assert find_run(folder).checkpoint.name == f"step-{saved:09d}.ckpt"
 
-    # 100 steps is the method's own number, so it counts as not given, and the edit's 20 stay.
-    again = {"load_dir": folder, "prompt": None, "timestamp": "resumed", "max_num_iterations": 100}
+    # The method's own number of steps counts as not given, and the edit's 20 stay.
+    again = {"load_dir": folder, "prompt": None, "timestamp": "resumed", "max_num_iterations": USUAL_STEPS}
     resumed = run(edit_config(**again))
     assert resumed.config.max_num_iterations == 20 and resumed._start_step == saved + 1
     assert resumed.pipeline.prompt.value == "make it night"
@@ -170,7 +172,7 @@ def test_an_edit_killed_after_its_last_step_still_gets_its_pictures(edit_config:
     (folder / "turntable.mp4").unlink()
     (folder / "pictures" / "after.png").unlink()
     (checkpoint,) = (folder / "nerfstudio_models").iterdir()
-    trainer = run(edit_config(load_dir=folder, prompt=None, max_num_iterations=100))
+    trainer = run(edit_config(load_dir=folder, prompt=None, max_num_iterations=USUAL_STEPS))
     assert trainer.base_dir == folder
     assert (folder / "turntable.mp4").exists() and (folder / "pictures" / "after.png").exists()
     assert list((folder / "nerfstudio_models").iterdir()) == [checkpoint]
