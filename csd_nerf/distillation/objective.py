@@ -150,7 +150,8 @@ class Objective:
             source: scaled latents of the unedited views.
             condition: `prior.condition` of the unedited views.
             prompt: the instruction, or for a text-to-image model a description of the edited scene.
-            source_prompt: description of the source, used by the residuals "dds" and "pds" only.
+            source_prompt: description of the source, for a text-to-image model: the residuals "dds" and "pds"
+                need it, a structure loss looks at the source with it.
             step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
             generator: source of the timestep and the noise.
 

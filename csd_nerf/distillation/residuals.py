@@ -75,7 +75,8 @@ class Views:
         noise: `eps`, standard normal.
         t: timestep, an index into the prior's noise schedule.
         target_text: embedding of the prompt, (1, L, d).
-        source_text: embedding of the description of the source, (1, L, d); used by `dds` and `pds`.
+        source_text: embedding of the description of the source, (1, L, d); used by `dds` and `pds`, and by
+            the structure loss of a text-to-image model.
         empty_text: embedding of the empty prompt, (1, L, d).
     """
 
