@@ -20,7 +20,7 @@ from csd_nerf.priors.base import Prior
 RELEASED_SCALE = 2000.0
 """What the released code of DDS and CDS multiplies the residual by, and the structure loss not."""
 _LOSS_SCALE = 2.0**12
-"""The loss is so small for each of thousands of features that its gradient would underflow in float16."""
+"""Shared among thousands of features, the loss leaves each a gradient that can underflow in float16."""
 
 
 @dataclass
