@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from csd_nerf.bundled import bundled_path
 from csd_nerf.priors import Prior, load_prior
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -17,6 +20,33 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def tiny_prior() -> Prior:
     """The bundled prior on the CPU, in float32."""
     return load_prior("tiny-instruct", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def text_to_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-to-image model in diffusers format: the bundled prior's parts about a small untrained U-Net."""
+    from diffusers import UNet2DConditionModel
+
+    folder = tmp_path_factory.mktemp("priors") / "text-to-image"
+    bundled = bundled_path("tiny-instruct")
+    shutil.copytree(bundled, folder, ignore=shutil.ignore_patterns("unet"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusionPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+    config = UNet2DConditionModel.load_config(bundled / "unet")
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(
+        {**config, "in_channels": 4, "block_out_channels": [16, 32, 48], "attention_head_dim": [1, 2, 3]}
+    )
+    unet.save_pretrained(folder / "unet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_to_image_prior(text_to_image_folder: Path) -> Prior:
+    """That model on the CPU, in float32."""
+    return load_prior(str(text_to_image_folder), device="cpu")
 
 
 @pytest.fixture(scope="session")

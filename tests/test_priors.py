@@ -1,4 +1,4 @@
-"""The InstructPix2Pix prior against diffusers' own pipeline, its gradients, and bad input."""
+"""The priors against diffusers' own pipelines, their gradients, and bad input."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from csd_nerf.distillation import Guidance
 from csd_nerf.errors import InputError
 from csd_nerf.priors import check_prior, load_prior
 from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
+from csd_nerf.priors.stable_diffusion import StableDiffusion
 
 PROMPT = "make it night"
 
@@ -83,6 +84,36 @@ def test_one_step_equals_the_pipelines(tiny_prior: InstructPix2Pix, pipeline, im
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+def test_one_step_of_a_text_to_image_model_equals_the_pipelines(
+    text_to_image_prior: StableDiffusion, text_to_image_folder: Path, images, generator
+) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(text_to_image_folder, use_safetensors=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 4, 8, 12, generator=generator)
+    theirs = pipeline(
+        PROMPT,
+        height=32,
+        width=48,
+        latents=start,
+        num_inference_steps=1,
+        guidance_scale=7.5,
+        output_type="latent",
+    ).images
+
+    assert isinstance(text_to_image_prior, StableDiffusion) and not text_to_image_prior.image_conditioned
+    t = int(pipeline.scheduler.timesteps[0])
+    text = text_to_image_prior.embed(["", PROMPT])
+    nothing = text_to_image_prior.condition(images[:2])
+    assert nothing.shape == (2, 0, 8, 12)
+    predicted = text_to_image_prior.predict_noise(start.expand(2, -1, -1, -1), t, text, nothing)
+    noise = Guidance(7.5).combine_text(*predicted.split(1))
+    ours = pipeline.scheduler.step(noise, t, start).prev_sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
 def test_add_noise_is_diffusers(tiny_prior: InstructPix2Pix, pipeline, generator) -> None:
     latents, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
     assert tiny_prior.schedule.num_timesteps == pipeline.scheduler.config.num_train_timesteps
@@ -107,14 +138,20 @@ def test_latents_are_scaled_and_the_condition_is_not(tiny_prior: InstructPix2Pix
     )
 
 
-def test_velocity_is_turned_into_noise(tiny_prior: InstructPix2Pix, folder: Path, generator) -> None:
+@pytest.mark.parametrize("kind", ["tiny_prior", "text_to_image_prior"])
+def test_velocity_is_turned_into_noise(
+    request: pytest.FixtureRequest, kind: str, text_to_image_folder: Path, tmp_path: Path, generator
+) -> None:
     from diffusers import DDIMScheduler
 
+    model = bundled_path("tiny-instruct") if kind == "tiny_prior" else text_to_image_folder
+    folder = shutil.copytree(model, tmp_path / "prior")
+    epsilon_prior = request.getfixturevalue(kind)
     edit_json(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     prior = load_prior(str(folder), device="cpu")
     noisy, t = torch.randn(2, 4, 8, 8, generator=generator), 300
-    text = tiny_prior.embed([PROMPT, ""])
-    network_output = tiny_prior.predict_noise(noisy, t, text, None)  # the same network predicts "noise"
+    text = epsilon_prior.embed([PROMPT, ""])
+    network_output = epsilon_prior.predict_noise(noisy, t, text, None)  # the same network predicts "noise"
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(scheduler.config.num_train_timesteps)
     clean = scheduler.step(network_output, t, noisy).pred_original_sample
@@ -232,9 +269,11 @@ def test_a_prompt_that_is_too_long_warns(
 # ------------------------------------------------------------------------------------------ bad input
 
 
-def test_sizes_that_do_not_fit_the_vae(tiny_prior: InstructPix2Pix) -> None:
-    factor = tiny_prior.vae_factor
-    for method in (tiny_prior.encode, tiny_prior.condition):
+@pytest.mark.parametrize("kind", ["tiny_prior", "text_to_image_prior"])
+def test_sizes_that_do_not_fit_the_vae(request: pytest.FixtureRequest, kind: str) -> None:
+    prior = request.getfixturevalue(kind)
+    factor = prior.vae_factor
+    for method in (prior.encode, prior.condition):
         with pytest.raises(InputError, match=f"divisible by {factor}(.|\n)*33 x 48(.|\n)*32 x 48"):
             method(torch.rand(1, 3, 33, 48))
 
@@ -254,10 +293,28 @@ def test_pickled_weights_are_not_weights(folder: Path) -> None:
         load_prior(str(folder), device="cpu")
 
 
-def test_text_to_image_models_are_refused(folder: Path) -> None:
-    edit_json(folder / "unet/config.json", in_channels=4)
-    with pytest.raises(InputError, match="not an InstructPix2Pix(.|\n)*4 input channels.*text-to-image"):
+def test_models_of_another_kind_are_refused(folder: Path) -> None:
+    edit_json(folder / "unet/config.json", in_channels=9)
+    with pytest.raises(InputError, match="neither(.|\n)*8 and 4(.|\n)*9 input channels and 4 latent"):
         check_prior(str(folder))
+    edit_json(folder / "unet/config.json", in_channels=4, addition_embed_type="text_time")
+    with pytest.raises(InputError, match="more than a prompt(.|\n)*addition_embed_type 'text_time'"):
+        check_prior(str(folder))
+
+
+def test_a_class_refuses_the_other_kinds_u_net(
+    tiny_prior: InstructPix2Pix, text_to_image_prior: StableDiffusion
+) -> None:
+    for prior, other in ((tiny_prior, text_to_image_prior), (text_to_image_prior, tiny_prior)):
+        with pytest.raises(InputError, match=f"not that of {type(prior).__name__}"):
+            type(prior)(
+                unet=other.unet,
+                vae=prior.vae,
+                load_text=prior._load_text,
+                schedule=prior.schedule,
+                unet_batch_size=1,
+                vae_batch_size=1,
+            )
 
 
 def test_unreadable_files_are_named(folder: Path) -> None:

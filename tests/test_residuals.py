@@ -1,4 +1,4 @@
-"""Residuals and the objective, with the bundled prior."""
+"""Residuals and the objective, with both kinds of prior: InstructPix2Pix and text-to-image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from csd_nerf.distillation import (
     Objective,
     ObjectiveConfig,
     Views,
+    check_fit,
     csd_edit,
     dds,
     pds,
@@ -27,19 +28,26 @@ from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
 
 N = 3
+SIZE = (8, 12)
+GUIDANCE = Guidance(text=7.5, image=1.7)
 
 
-@pytest.fixture(scope="module")
-def views(tiny_prior: Prior) -> Views:
+@pytest.fixture(scope="module", params=["tiny_prior", "text_to_image_prior"])
+def prior(request: pytest.FixtureRequest) -> Prior:
+    """Either kind of prior."""
+    return request.getfixturevalue(request.param)
+
+
+def moved_views(prior: Prior) -> Views:
     """Views that have moved away from their source."""
     generator = torch.Generator().manual_seed(1)
-    source = 0.5 * torch.randn(N, 4, 8, 8, generator=generator)
-    target_text, source_text, empty_text = tiny_prior.embed(["make it night", "make it winter", ""]).split(1)
+    source = 0.5 * torch.randn(N, 4, *SIZE, generator=generator)
+    target_text, source_text, empty_text = prior.embed(["make it night", "make it winter", ""]).split(1)
     return Views(
-        latents=source + 0.3 * torch.randn(N, 4, 8, 8, generator=generator),
+        latents=source + 0.3 * torch.randn(N, 4, *SIZE, generator=generator),
         source=source,
-        condition=2 * source,
-        noise=torch.randn(N, 4, 8, 8, generator=generator),
+        condition=2 * source if prior.image_conditioned else source[:, :0],
+        noise=torch.randn(N, 4, *SIZE, generator=generator),
         t=600,
         target_text=target_text,
         source_text=source_text,
@@ -47,55 +55,73 @@ def views(tiny_prior: Prior) -> Views:
     )
 
 
+@pytest.fixture(scope="module")
+def views(prior: Prior) -> Views:
+    return moved_views(prior)
+
+
 def guided(prior: Prior, views: Views, latents: Tensor, text: Tensor, guidance: Guidance) -> Tensor:
-    """InstructPix2Pix guidance, one view and one branch at a time, straight from the paper."""
+    """Classifier-free guidance, one view and one branch at a time, straight from the papers."""
     alpha, sigma = prior.schedule.alphas[views.t], prior.schedule.sigmas[views.t]
     rows = []
     for i in range(N):
         noisy = (alpha * latents[i] + sigma * views.noise[i])[None]
         picture = views.condition[i : i + 1]
         nothing = prior.predict_noise(noisy, views.t, views.empty_text, torch.zeros_like(picture))
-        image = prior.predict_noise(noisy, views.t, views.empty_text, picture)
         both = prior.predict_noise(noisy, views.t, text, picture)
-        rows.append(nothing + guidance.image * (image - nothing) + guidance.text * (both - image))
+        if prior.image_conditioned:
+            image = prior.predict_noise(noisy, views.t, views.empty_text, picture)
+            rows.append(nothing + guidance.image * (image - nothing) + guidance.text * (both - image))
+        else:
+            rows.append(nothing + guidance.text * (both - nothing))
     return torch.cat(rows)
 
 
-GUIDANCE = Guidance(text=7.5, image=1.7)
+def evaluations(prior: Prior, residual, views: Views) -> int:
+    """U-Net evaluations a view."""
+    before = prior.unet_evaluations
+    residual(prior, views, GUIDANCE)
+    return (prior.unet_evaluations - before) // N
 
 
-def test_csd_edit_with_five_evaluations_equals_six(tiny_prior: Prior, views: Views) -> None:
-    six = guided(tiny_prior, views, views.latents, views.target_text, GUIDANCE) - guided(
-        tiny_prior, views, views.source, views.empty_text, GUIDANCE
+def test_sds_is_the_guided_prediction_less_the_noise(prior: Prior, views: Views) -> None:
+    expected = guided(prior, views, views.latents, views.target_text, GUIDANCE) - views.noise
+    torch.testing.assert_close(sds(prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
+    assert evaluations(prior, sds, views) == (3 if prior.image_conditioned else 2)
+
+
+def test_dds_is_the_difference_of_two_guided_predictions(prior: Prior, views: Views) -> None:
+    expected = guided(prior, views, views.latents, views.target_text, GUIDANCE) - guided(
+        prior, views, views.source, views.source_text, GUIDANCE
     )
-    before = tiny_prior.unet_evaluations
-    five = csd_edit(tiny_prior, views, GUIDANCE)
-    assert tiny_prior.unet_evaluations - before == 5 * N
-    assert six.square().mean() > 1e-3
-    torch.testing.assert_close(five, six, rtol=0, atol=2e-5 * GUIDANCE.text)
+    assert expected.square().mean() > 1e-3
+    torch.testing.assert_close(dds(prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
+    assert evaluations(prior, dds, views) == (6 if prior.image_conditioned else 4)
 
 
-def test_csd_edit_at_the_source_with_empty_prompt_is_zero(tiny_prior: Prior, views: Views) -> None:
+def test_dds_of_identical_prompts_and_latents_is_zero(prior: Prior, views: Views) -> None:
+    still = replace(views, latents=views.source, target_text=views.source_text)
+    assert dds(prior, still, GUIDANCE).abs().max() < 1e-4
+    assert pds(prior, still, GUIDANCE).abs().max() < 1e-4
+
+
+def test_csd_edit_evaluates_no_branch_twice(prior: Prior, views: Views) -> None:
+    all_branches = guided(prior, views, views.latents, views.target_text, GUIDANCE) - guided(
+        prior, views, views.source, views.empty_text, GUIDANCE
+    )
+    assert all_branches.square().mean() > 1e-3
+    torch.testing.assert_close(
+        csd_edit(prior, views, GUIDANCE), all_branches, rtol=0, atol=2e-5 * GUIDANCE.text
+    )
+    assert evaluations(prior, csd_edit, views) == (5 if prior.image_conditioned else 3)
+
+
+def test_csd_edit_at_the_source_with_empty_prompt_is_zero(tiny_prior: Prior) -> None:
+    views = moved_views(tiny_prior)
     still = replace(views, latents=views.source, target_text=views.empty_text)
     assert csd_edit(tiny_prior, still, GUIDANCE).abs().max() < 1e-5
     moved = replace(views, latents=views.source)
     assert csd_edit(tiny_prior, moved, GUIDANCE).abs().max() > 1e-2
-
-
-def test_dds_is_the_difference_of_two_guided_predictions(tiny_prior: Prior, views: Views) -> None:
-    expected = guided(tiny_prior, views, views.latents, views.target_text, GUIDANCE) - guided(
-        tiny_prior, views, views.source, views.source_text, GUIDANCE
-    )
-    before = tiny_prior.unet_evaluations
-    torch.testing.assert_close(dds(tiny_prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
-    assert tiny_prior.unet_evaluations - before == 6 * N
-
-
-def test_csd_edit_is_dds_with_an_empty_source_prompt(tiny_prior: Prior, views: Views) -> None:
-    without_source = replace(views, source_text=views.empty_text)
-    torch.testing.assert_close(
-        csd_edit(tiny_prior, views, GUIDANCE), dds(tiny_prior, without_source, GUIDANCE), rtol=0, atol=2e-4
-    )
 
 
 @pytest.mark.parametrize(
@@ -106,9 +132,9 @@ def test_pds_weights_are_the_released_ones(tiny_prior: Prior, t: int, psi: float
     assert pds_coefficients(tiny_prior.schedule, t) == pytest.approx((psi, chi), abs=0.006)
 
 
-def test_pds_is_the_difference_of_the_stochastic_latents(tiny_prior: Prior, views: Views) -> None:
+def test_pds_is_the_difference_of_the_stochastic_latents(prior: Prior, views: Views) -> None:
     """The definition: z = (x_t' - mu(x_t, e)) / sigma_t, the noises at t and t' the same for both."""
-    kept = tiny_prior.schedule.alphas.double() ** 2
+    kept = prior.schedule.alphas.double() ** 2
     t, earlier = views.t, views.t - 2
     beta = 1 - kept[t] / kept[t - 1]
     noise = torch.randn(views.latents.shape, generator=torch.Generator().manual_seed(3))
@@ -116,26 +142,20 @@ def test_pds_is_the_difference_of_the_stochastic_latents(tiny_prior: Prior, view
     def stochastic(latents: Tensor, text: Tensor) -> Tensor:
         noisy = kept[t].sqrt() * latents + (1 - kept[t]).sqrt() * views.noise
         before = kept[earlier].sqrt() * latents + (1 - kept[earlier]).sqrt() * noise
-        predicted = guided(tiny_prior, views, latents, text, GUIDANCE)
+        predicted = guided(prior, views, latents, text, GUIDANCE)
         clean = (noisy - (1 - kept[t]).sqrt() * predicted) / kept[t].sqrt()
         mean = kept[earlier].sqrt() * beta / (1 - kept[t]) * clean
         mean = mean + (1 - beta).sqrt() * (1 - kept[earlier]) / (1 - kept[t]) * noisy
         return (before - mean) / ((1 - kept[earlier]) / (1 - kept[t]) * beta).sqrt()
 
     expected = stochastic(views.latents, views.target_text) - stochastic(views.source, views.source_text)
-    torch.testing.assert_close(pds(tiny_prior, views, GUIDANCE), expected.float(), rtol=0, atol=2e-4)
+    torch.testing.assert_close(pds(prior, views, GUIDANCE), expected.float(), rtol=0, atol=2e-4)
+    assert evaluations(prior, pds, views) == (6 if prior.image_conditioned else 4)
 
 
 @pytest.mark.parametrize("t", [0, 1])
 def test_pds_is_finite_at_the_least_noise(tiny_prior: Prior, t: int) -> None:
     assert torch.tensor(pds_coefficients(tiny_prior.schedule, t)).isfinite().all()
-
-
-def test_sds_is_the_guided_prediction_less_the_noise(tiny_prior: Prior, views: Views) -> None:
-    expected = guided(tiny_prior, views, views.latents, views.target_text, GUIDANCE) - views.noise
-    before = tiny_prior.unet_evaluations
-    torch.testing.assert_close(sds(tiny_prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
-    assert tiny_prior.unet_evaluations - before == 3 * N
 
 
 @pytest.mark.parametrize("guidance, branch", [(Guidance(0, 0), 0), (Guidance(0, 1), 1), (Guidance(1, 1), 2)])
@@ -144,7 +164,18 @@ def test_guidance_scales_select_branches(guidance: Guidance, branch: int) -> Non
     torch.testing.assert_close(guidance.combine(*branches), branches[branch])
 
 
+@pytest.mark.parametrize("scale", [0, 1])
+def test_the_text_scale_selects_the_branch_of_a_text_to_image_model(scale: int) -> None:
+    branches = torch.randn(2, 2, 4)
+    torch.testing.assert_close(Guidance(scale).combine_text(*branches), branches[scale])
+
+
 # --------------------------------------------------------------------------------------------- the objective
+
+
+@pytest.fixture(scope="module")
+def edit_views(tiny_prior: Prior) -> Views:
+    return moved_views(tiny_prior)
 
 
 def run(config: ObjectiveConfig, prior: Prior, views: Views, seed: int = 0, **options):
@@ -154,47 +185,80 @@ def run(config: ObjectiveConfig, prior: Prior, views: Views, seed: int = 0, **op
     )
 
 
+FITTING = [
+    ("csd-edit", "tiny_prior"), ("sds", "tiny_prior"),
+    ("sds", "text_to_image_prior"), ("dds", "text_to_image_prior"), ("pds", "text_to_image_prior"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("weighting", ["one-minus-alpha", "uniform"])
 @pytest.mark.parametrize("transport", ["svgd", "independent"])
-@pytest.mark.parametrize("residual", list(RESIDUALS))
+@pytest.mark.parametrize(("residual", "kind"), FITTING)
 def test_gradient_is_weight_times_transported_residual(
-    tiny_prior: Prior, views: Views, residual, transport, weighting
+    request: pytest.FixtureRequest, residual, kind: str, transport, weighting
 ) -> None:
+    prior = request.getfixturevalue(kind)
+    views = moved_views(prior)
     config = ObjectiveConfig(residual=residual, transport=transport, weighting=weighting, image_guidance=2.0)
-    result = run(config, tiny_prior, views, source_prompt="make it winter")
+    result = run(config, prior, views, source_prompt="make it winter")
 
     generator = torch.Generator().manual_seed(0)
     t = int(torch.randint(200, 501, (), generator=generator))
     noise = torch.randn(views.latents.shape, generator=generator)
-    scores = RESIDUALS[residual](tiny_prior, replace(views, t=t, noise=noise), Guidance(7.5, 2.0))
-    particles = tiny_prior.schedule.alphas[t] * views.latents + tiny_prior.schedule.sigmas[t] * noise
+    scores = RESIDUALS[residual](prior, replace(views, t=t, noise=noise), Guidance(7.5, 2.0))
+    particles = prior.schedule.alphas[t] * views.latents + prior.schedule.sigmas[t] * noise
     direction = svgd(scores, particles) if transport == "svgd" else scores
     assert result.timestep == result.statistics["timestep"] == t
-    torch.testing.assert_close(result.gradient, weight(tiny_prior.schedule, t, weighting) * direction)
+    torch.testing.assert_close(result.gradient, weight(prior.schedule, t, weighting) * direction)
 
 
-def test_statistics(tiny_prior: Prior, views: Views) -> None:
-    statistics = run(ObjectiveConfig(), tiny_prior, views).statistics
+@pytest.mark.parametrize("residual", list(RESIDUALS))
+def test_a_prior_that_cannot_be_asked_is_refused_at_once(prior: Prior, residual) -> None:
+    kind = "tiny_prior" if prior.image_conditioned else "text_to_image_prior"
+    if (residual, kind) in FITTING:
+        Objective(ObjectiveConfig(residual=residual), prior)
+        return
+    got = "shown the source picture" if prior.image_conditioned else "text-to-image"
+    with pytest.raises(InputError, match=f"the residual {residual} cannot ask(.|\n)*got: .*{got}"):
+        Objective(ObjectiveConfig(residual=residual), prior)
+    with pytest.raises(InputError):
+        check_fit(residual, image_conditioned=prior.image_conditioned)
+
+
+@pytest.mark.parametrize("residual", ["dds", "pds"])
+def test_no_description_of_the_source(text_to_image_prior: Prior, residual) -> None:
+    config = ObjectiveConfig(residual=residual)
+    with pytest.raises(InputError, match=f"{residual} needs a description of the source"):
+        config.check(particles=4, source_prompt=" ")
+    with pytest.raises(InputError, match=f"{residual} needs a description of the source"):
+        run(config, text_to_image_prior, moved_views(text_to_image_prior))
+
+
+def test_statistics(tiny_prior: Prior, edit_views: Views) -> None:
+    statistics = run(ObjectiveConfig(), tiny_prior, edit_views).statistics
     assert statistics["unet_evaluations"] == 5 * N
     assert statistics["kernel_offdiagonal_mean"] == pytest.approx(1 / (N + 1), rel=0.2)
     assert 0 < statistics["gradient_rms"] < statistics["residual_rms"]
     assert (
         "kernel_offdiagonal_mean"
-        not in run(ObjectiveConfig(transport="independent"), tiny_prior, views).statistics
+        not in run(ObjectiveConfig(transport="independent"), tiny_prior, edit_views).statistics
     )
 
 
-def test_the_gradient_carries_no_graph(tiny_prior: Prior, views: Views) -> None:
-    latents = views.latents.clone().requires_grad_()
-    result = run(ObjectiveConfig(), tiny_prior, replace(views, latents=latents))
+def test_the_gradient_carries_no_graph(tiny_prior: Prior, edit_views: Views) -> None:
+    latents = edit_views.latents.clone().requires_grad_()
+    result = run(ObjectiveConfig(), tiny_prior, replace(edit_views, latents=latents))
     assert not result.gradient.requires_grad
     (result.gradient * latents).sum().backward()
     torch.testing.assert_close(latents.grad, result.gradient)
 
 
-def test_one_view_does_not_feel_the_transport(tiny_prior: Prior, views: Views) -> None:
+def test_one_view_does_not_feel_the_transport(tiny_prior: Prior, edit_views: Views) -> None:
     one = Views(
-        **{name: value[:1] if isinstance(value, Tensor) else value for name, value in vars(views).items()}
+        **{
+            name: value[:1] if isinstance(value, Tensor) else value
+            for name, value in vars(edit_views).items()
+        }
     )
     with_svgd = run(ObjectiveConfig(), tiny_prior, one)
     assert torch.equal(
@@ -203,12 +267,12 @@ def test_one_view_does_not_feel_the_transport(tiny_prior: Prior, views: Views) -
     assert with_svgd.statistics["kernel_offdiagonal_mean"] == 1
 
 
-def test_shared_noise_gives_equal_views_equal_gradients(tiny_prior: Prior, views: Views) -> None:
+def test_shared_noise_gives_equal_views_equal_gradients(tiny_prior: Prior, edit_views: Views) -> None:
     alike = replace(
-        views,
-        latents=views.latents[:1].expand(N, -1, -1, -1),
-        source=views.source[:1].expand(N, -1, -1, -1),
-        condition=views.condition[:1].expand(N, -1, -1, -1),
+        edit_views,
+        latents=edit_views.latents[:1].expand(N, -1, -1, -1),
+        source=edit_views.source[:1].expand(N, -1, -1, -1),
+        condition=edit_views.condition[:1].expand(N, -1, -1, -1),
     )
     shared = run(ObjectiveConfig(noise="shared"), tiny_prior, alike).gradient
     torch.testing.assert_close(shared, shared[:1].expand_as(shared), rtol=0, atol=1e-4)
@@ -216,25 +280,25 @@ def test_shared_noise_gives_equal_views_equal_gradients(tiny_prior: Prior, views
     assert (own - own[:1]).abs().max() > 1e-2
 
 
-def test_same_seed_same_gradient(tiny_prior: Prior, views: Views) -> None:
+def test_same_seed_same_gradient(tiny_prior: Prior, edit_views: Views) -> None:
     first, again, other = (
-        run(ObjectiveConfig(), tiny_prior, views, seed=seed).gradient for seed in (3, 3, 4)
+        run(ObjectiveConfig(), tiny_prior, edit_views, seed=seed).gradient for seed in (3, 3, 4)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_annealed_timesteps_follow_the_step(tiny_prior: Prior, views: Views) -> None:
+def test_annealed_timesteps_follow_the_step(tiny_prior: Prior, edit_views: Views) -> None:
     config = ObjectiveConfig(timesteps="annealed", min_timestep=0.1, max_timestep=0.9)
-    timesteps = [run(config, tiny_prior, views, step=step, max_steps=3).timestep for step in range(3)]
+    timesteps = [run(config, tiny_prior, edit_views, step=step, max_steps=3).timestep for step in range(3)]
     assert timesteps == [899, 500, 100]
 
 
-def test_non_finite_residuals_are_reported(tiny_prior: Prior, views: Views) -> None:
-    latents = views.latents.clone()
+def test_non_finite_residuals_are_reported(tiny_prior: Prior, edit_views: Views) -> None:
+    latents = edit_views.latents.clone()
     latents[1, 0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteResidual, match="timestep"):
-        run(ObjectiveConfig(), tiny_prior, replace(views, latents=latents))
+        run(ObjectiveConfig(), tiny_prior, replace(edit_views, latents=latents))
 
 
 def test_impossible_timesteps_are_refused_at_once(tiny_prior: Prior) -> None:

@@ -146,6 +146,8 @@ def _checked_data(data: Path) -> Path:
 
 def _checked_prior(prior: str) -> str:
     from csd_nerf.bundled import BUNDLED_PRIORS
+    from csd_nerf.distillation.residuals import check_fit
+    from csd_nerf.priors.folder import is_image_conditioned
     from csd_nerf.priors.loading import check_prior
 
     folder = check_prior(prior)
@@ -157,6 +159,7 @@ def _checked_prior(prior: str) -> str:
             hint=f"fetch it first (`hf download {prior} --local-dir FOLDER`) and pass the folder; for "
             "full-size models there is `ns-train csd-edit`, on a GPU",
         )
+    check_fit("csd-edit", image_conditioned=is_image_conditioned(folder))
     return prior if prior in BUNDLED_PRIORS else str(folder.resolve())
 
 

@@ -1,4 +1,4 @@
-"""Score distillation over several views at once: residuals, transport across views, and their objective.
+"""Score distillation over several views at once: residuals, transport, structure, and their objective.
 
 Needs torch only; neither nerfstudio nor diffusers is imported.
 
@@ -11,10 +11,12 @@ Example:
 """
 
 from csd_nerf.distillation.objective import Distilled, NonFiniteResidual, Objective, ObjectiveConfig
+from csd_nerf.distillation.presets import PRESETS, preset
 from csd_nerf.distillation.residuals import (
     RESIDUALS,
     Guidance,
     Views,
+    check_fit,
     csd_edit,
     dds,
     pds,
@@ -22,24 +24,31 @@ from csd_nerf.distillation.residuals import (
     sds,
 )
 from csd_nerf.distillation.schedule import TimestepRange, weight
+from csd_nerf.distillation.structure import StructureConfig, patch_nce, structure_gradient
 from csd_nerf.distillation.transport import independent, stein_kernel, svgd
 
 __all__ = [
+    "PRESETS",
     "RESIDUALS",
     "Distilled",
     "Guidance",
     "NonFiniteResidual",
     "Objective",
     "ObjectiveConfig",
+    "StructureConfig",
     "TimestepRange",
     "Views",
+    "check_fit",
     "csd_edit",
     "dds",
     "independent",
+    "patch_nce",
     "pds",
     "pds_coefficients",
+    "preset",
     "sds",
     "stein_kernel",
+    "structure_gradient",
     "svgd",
     "weight",
 ]

@@ -1,21 +1,29 @@
 """The objective: from the latents of N views to the gradient that edits them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.residuals import PUBLISHED_WEIGHTING, RESIDUALS, Guidance, Views
+from csd_nerf.distillation.residuals import (
+    PUBLISHED_WEIGHTING,
+    RESIDUALS,
+    WITH_SOURCE_PROMPT,
+    Guidance,
+    Views,
+    check_fit,
+)
 from csd_nerf.distillation.schedule import TimestepRange, weight
+from csd_nerf.distillation.structure import StructureConfig, check_structure, structure_gradient
 from csd_nerf.distillation.transport import check_bandwidth, independent, stein_direction, stein_kernel
 from csd_nerf.errors import InputError
 from csd_nerf.priors.base import Prior
 
 
 class NonFiniteResidual(ArithmeticError):
-    """The prior's residual holds NaN or infinity, so the step must not be applied."""
+    """What the prior says holds NaN or infinity, so the step must not be applied."""
 
 
 @dataclass
@@ -27,9 +35,9 @@ class ObjectiveConfig:
     """
 
     residual: Literal["csd-edit", "dds", "pds", "sds"] = "csd-edit"
-    """What the prior is asked: csd-edit (prompt against the source without prompt), dds (prompt against a
-    description of the source), pds (the same, and a pull back to the source) or sds (prompt against the
-    noise)."""
+    """What the prior is asked: csd-edit (instruction against the source without one; needs an
+    InstructPix2Pix), dds (prompt against a description of the source; needs a text-to-image model), pds (the
+    same, and a pull back to the source) or sds (prompt against the noise; either)."""
     transport: Literal["svgd", "independent"] = "svgd"
     """How views share their scores: svgd makes them agree on one edit, independent edits each by itself."""
     kernel: Literal["rbf", "imq"] = "rbf"
@@ -55,25 +63,22 @@ class ObjectiveConfig:
     text_guidance: float = 7.5
     """How strongly the prompt is followed."""
     image_guidance: float = 1.5
-    """How closely the source picture is kept."""
+    """How closely the source picture is kept. A text-to-image model is not shown it."""
+    structure: StructureConfig = field(default_factory=StructureConfig)
+    """What holds the edit to the source's layout."""
 
     def check(self, *, particles: int, source_prompt: str) -> None:
         """Refuse settings that contradict each other.
 
         Raises:
-            InputError: timesteps out of order, a bandwidth that does not suit the number of views, or no
-                `source_prompt` for a residual that compares with one.
+            InputError: timesteps out of order, a bandwidth that does not suit the number of views, a
+                structure loss without sense, or no `source_prompt` for a residual that compares with one.
         """
         _timestep_range(self)
+        self.structure.check()
         if self.transport == "svgd":
             check_bandwidth(self.bandwidth, particles)
-        if self.residual in ("dds", "pds") and not source_prompt.strip():
-            raise InputError(
-                f"the residual {self.residual} needs a description of the source",
-                expected="what the scene shows now, such as 'a stone bear'",
-                got="an empty source prompt",
-                hint="add `--pipeline.source-prompt`, or use the residual csd-edit, which needs none",
-            )
+        check_source_prompt(self.residual, source_prompt)
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,13 @@ class Distilled:
     """The outcome of one step.
 
     Args:
-        gradient: `w(t) g`, detached, float32, to be subtracted from the latents (times a learning rate).
+        gradient: `w(t) g` plus the structure loss's gradient, detached, float32, to be subtracted from the
+            latents (times a learning rate).
         timestep: the timestep drawn, an index into the prior's schedule.
         statistics: `timestep`; root mean squares `residual_rms` and `gradient_rms`; `unet_evaluations`,
             rows that went through the U-Net in this step; with SVGD `kernel_offdiagonal_mean`, the mean of
-            K_ij over i != j before normalisation (1 when there is one view).
+            K_ij over i != j before normalisation (1 when there is one view); with a structure loss
+            `structure_loss`, the mean over the views before its weight.
     """
 
     gradient: Float[Tensor, "n c h w"]
@@ -97,11 +104,12 @@ class Objective:
     """Collaborative Score Distillation (Kim et al., 2307.04787) and its relatives, by configuration.
 
     Args:
-        config: residual, transport, weight and timesteps.
+        config: residual, transport, structure loss, weight and timesteps.
         prior: the diffusion model. It stays frozen.
 
     Raises:
-        InputError: a range of timesteps that is empty or out of bounds.
+        InputError: a range of timesteps that is empty or out of bounds; a residual that the prior cannot
+            answer; a structure loss that finds nothing to look at in it.
 
     Example:
         >>> objective = Objective(ObjectiveConfig(), prior)                             # doctest: +SKIP
@@ -114,6 +122,8 @@ class Objective:
         self.config = config
         self.prior = prior
         _timestep_range(config)
+        check_fit(config.residual, image_conditioned=prior.image_conditioned)
+        check_structure(config.structure, prior)
 
     @torch.no_grad()
     def gradient(
@@ -130,6 +140,8 @@ class Objective:
     ) -> Distilled:
         """The gradient `w(t) * transport(residuals, noisy latents)` of the views, for descent.
 
+        With a structure loss its gradient is added, see `structure_gradient`.
+
         Its inner product with the latents is a loss whose gradient is the one wanted:
         `(objective.gradient(latents, ...).gradient * latents).sum()`.
 
@@ -137,16 +149,19 @@ class Objective:
             latents: scaled latents of the views as they are now; no gradient flows into this call.
             source: scaled latents of the unedited views.
             condition: `prior.condition` of the unedited views.
-            prompt: the instruction.
-            source_prompt: description of the source, used by the residuals "dds" and "pds" only.
+            prompt: the instruction, or for a text-to-image model a description of the edited scene.
+            source_prompt: description of the source, for a text-to-image model: the residuals "dds" and "pds"
+                need it, a structure loss looks at the source with it.
             step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
             generator: source of the timestep and the noise.
 
         Raises:
             NonFiniteResidual: the prior returned NaN or infinity.
-            InputError: a bandwidth that does not suit the number of views.
+            InputError: a bandwidth that does not suit the number of views; no source prompt for a residual
+                that compares with one.
         """
         config, prior = self.config, self.prior
+        check_source_prompt(config.residual, source_prompt)
         t = _timestep_range(config).sample(
             prior.schedule.num_timesteps, step=step, max_steps=max_steps, generator=generator
         )
@@ -170,7 +185,6 @@ class Objective:
         statistics = {
             "timestep": float(t),
             "residual_rms": residuals.square().mean().sqrt().item(),
-            "unet_evaluations": float(prior.unet_evaluations - evaluations),
         }
         particles = prior.schedule.add_noise(views.latents, views.noise, t)
         if config.transport == "svgd":
@@ -183,6 +197,13 @@ class Objective:
             PUBLISHED_WEIGHTING[config.residual] if config.weighting == "published" else config.weighting
         )
         gradient = weight(prior.schedule, t, weighting) * direction
+        if config.structure.loss == "cut":
+            losses, pull = structure_gradient(prior, views, config.structure, generator=generator)
+            if not pull.isfinite().all():
+                raise NonFiniteResidual(f"the structure loss's gradient at timestep {t} is not finite")
+            gradient = gradient + pull
+            statistics["structure_loss"] = losses.mean().item()
+        statistics["unet_evaluations"] = float(prior.unet_evaluations - evaluations)
         statistics["gradient_rms"] = gradient.square().mean().sqrt().item()
         return Distilled(gradient, t, statistics)
 
@@ -190,6 +211,22 @@ class Objective:
         shape = (1 if self.config.noise == "shared" else len(latents), *latents.shape[1:])
         device = generator.device if generator is not None else latents.device
         return torch.randn(shape, generator=generator, device=device).to(latents.device).expand_as(latents)
+
+
+def check_source_prompt(residual: str, source_prompt: str) -> None:
+    """See that a residual that compares with a description of the source is given one.
+
+    Raises:
+        InputError: it is not.
+    """
+    if residual in WITH_SOURCE_PROMPT and not source_prompt.strip():
+        raise InputError(
+            f"the residual {residual} needs a description of the source",
+            expected="what the scene shows now, such as 'a stone bear'",
+            got="an empty source prompt",
+            hint="add `--pipeline.source-prompt`, or use the residual csd-edit, which needs none, with an "
+            "InstructPix2Pix prior",
+        )
 
 
 def _timestep_range(config: ObjectiveConfig) -> TimestepRange:

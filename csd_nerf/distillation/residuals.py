@@ -2,9 +2,12 @@
 
 Notation: `x` are the latents as they are now and `x~` those of the unedited source; both are noised with the
 *same* noise at the same timestep, `x_t = alpha_t x + sigma_t eps` and `x~_t = alpha_t x~ + sigma_t eps`.
-`e(z; img, y)` is the noise predicted in `z` given the source picture and the prompt `y`, after
-classifier-free guidance (`Guidance.combine`). Residuals are for descent: subtracting them from `x` follows
-the edit. The U-Net's Jacobian is dropped, as in all score distillation.
+`e(z; y)` is the noise predicted in `z` given the prompt `y`, after classifier-free guidance. A prior that
+edits pictures (`Prior.image_conditioned`) is given the source picture as well; a text-to-image model is not.
+Residuals are for descent: subtracting them from `x` follows the edit. The U-Net's Jacobian is dropped, as in
+all score distillation.
+
+The functions take either kind of prior. Which make sense together is `check_fit`'s to say.
 
 Every function makes one call to `Prior.predict_noise` for all views and all branches of guidance; the prior
 cuts it into micro-batches.
@@ -12,6 +15,7 @@ cuts it into micro-batches.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,23 +24,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation.schedule import Weighting
+from csd_nerf.errors import InputError
 from csd_nerf.priors.base import NoiseSchedule, Prior
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance scales of InstructPix2Pix (Brooks et al., 2211.09800).
+    """Classifier-free guidance scales.
 
     Args:
         text: `w_txt`, how strongly the prompt is followed.
-        image: `w_img`, how closely the source picture is kept.
+        image: `w_img`, how closely the source picture is kept; a text-to-image model knows of none.
     """
 
     text: float = 7.5
     image: float = 1.5
 
     def combine(self, plain: Tensor, image: Tensor, text: Tensor) -> Tensor:
-        """Guided noise (2211.09800, equation 3).
+        """Guided noise of a model that is shown a picture (Brooks et al., 2211.09800, equation 3).
 
             e = e(0,0) + w_img (e(img,0) - e(0,0)) + w_txt (e(img,y) - e(img,0))
 
@@ -47,6 +52,17 @@ class Guidance:
         """
         return plain + self.image * (image - plain) + self.text * (text - image)
 
+    def combine_text(self, plain: Tensor, text: Tensor) -> Tensor:
+        """Guided noise of a text-to-image model (Ho and Salimans, 2207.12598).
+
+            e = e(0) + w_txt (e(y) - e(0))
+
+        Args:
+            plain: `e(0)`, the empty prompt.
+            text: `e(y)`, the prompt.
+        """
+        return plain + self.text * (text - plain)
+
 
 @dataclass(frozen=True)
 class Views:
@@ -55,11 +71,12 @@ class Views:
     Args:
         latents: `x`, scaled latents of the views as they are now.
         source: `x~`, scaled latents of the unedited views.
-        condition: latents of the source pictures as the prior is conditioned on them (`Prior.condition`).
+        condition: what the prior is shown of the source pictures (`Prior.condition`).
         noise: `eps`, standard normal.
         t: timestep, an index into the prior's noise schedule.
         target_text: embedding of the prompt, (1, L, d).
-        source_text: embedding of the description of the source, (1, L, d); used by `dds` and `pds`.
+        source_text: embedding of the description of the source, (1, L, d); used by `dds` and `pds`, and by
+            the structure loss of a text-to-image model.
         empty_text: embedding of the empty prompt, (1, L, d).
     """
 
@@ -77,29 +94,27 @@ Residual = Callable[[Prior, Views, Guidance], Tensor]
 
 
 def sds(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
-    """Score Distillation Sampling (Poole et al., 2209.14988, equation 3): `s = e(x_t; img, y) - eps`.
+    """Score Distillation Sampling (Poole et al., 2209.14988, equation 3): `s = e(x_t; y) - eps`.
 
-    3 U-Net evaluations a view.
+    U-Net evaluations a view: 2 of a text-to-image model, 3 of one that is shown the picture.
     """
     noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
-    plain, image, text = _predict(prior, views, _branches(views, noisy, views.target_text))
-    return guidance.combine(plain, image, text) - views.noise
+    (predicted,) = _guided_noise(prior, views, guidance, (noisy, views.target_text))
+    return predicted - views.noise
 
 
 def dds(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
-    """Delta Denoising Score (Hertz et al., 2304.07090): `s = e(x_t; img, y) - e(x~_t; img, y_src)`.
+    """Delta Denoising Score (Hertz et al., 2304.07090): `s = e(x_t; y) - e(x~_t; y_src)`.
 
     The source branch takes away the part of the score that has nothing to do with the edit.
-    6 U-Net evaluations a view.
+    U-Net evaluations a view: 4 of a text-to-image model, 6 of one that is shown the picture.
     """
     noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
     noisy_source = prior.schedule.add_noise(views.source, views.noise, views.t)
-    plain, image, text, source_plain, source_image, source_text = _predict(
-        prior,
-        views,
-        _branches(views, noisy, views.target_text) + _branches(views, noisy_source, views.source_text),
+    target, source = _guided_noise(
+        prior, views, guidance, (noisy, views.target_text), (noisy_source, views.source_text)
     )
-    return guidance.combine(plain, image, text) - guidance.combine(source_plain, source_image, source_text)
+    return target - source
 
 
 def csd_edit(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
@@ -110,22 +125,19 @@ def csd_edit(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n
     """
     noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
     noisy_source = prior.schedule.add_noise(views.source, views.noise, views.t)
-    source_branches = _branches(views, noisy_source, views.empty_text)[:2]
-    plain, image, text, source_plain, source_image = _predict(
-        prior, views, _branches(views, noisy, views.target_text) + source_branches
-    )
-    return guidance.combine(plain, image, text) - guidance.combine(source_plain, source_image, source_image)
+    target, source = _guided_noise(prior, views, guidance, (noisy, views.target_text), (noisy_source, None))
+    return target - source
 
 
 def pds(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
     """Posterior Distillation Sampling (Koo et al., 2311.13831), in closed form.
 
-        s = psi(t) (x - x~)  +  chi(t) [ e(x_t; img, y) - e(x~_t; img, y_src) ]
+        s = psi(t) (x - x~)  +  chi(t) [ e(x_t; y) - e(x~_t; y_src) ]
 
     The paper matches the stochastic latents `z = (x_t' - mu(x_t, e)) / sigma_t` of target and source, noised
     alike at t and at the earlier t'. The noise at t' is in both and cancels; the rest is this sum. The first
     term pulls the views back to the source, hardest at little noise. The weights are in the formula.
-    6 U-Net evaluations a view.
+    As many U-Net evaluations as `dds`.
     """
     psi, chi = pds_coefficients(prior.schedule, views.t)
     return psi * (views.latents - views.source) + chi * dds(prior, views, guidance)
@@ -162,28 +174,73 @@ RESIDUALS: dict[str, Residual] = {"sds": sds, "dds": dds, "csd-edit": csd_edit, 
 PUBLISHED_WEIGHTING: dict[str, Weighting] = {
     "sds": "one-minus-alpha", "dds": "uniform", "csd-edit": "one-minus-alpha", "pds": "uniform",
 }  # fmt: skip
+WITH_SOURCE_PROMPT = ("dds", "pds")
+"""Residuals that compare with a description of the source."""
 
 
+def check_fit(residual: str, *, image_conditioned: bool) -> None:
+    """See that a residual asks what a kind of prior can answer.
+
+    Args:
+        residual: name of a residual.
+        image_conditioned: whether the prior is a model that edits pictures by instruction
+            (`Prior.image_conditioned`), or else a text-to-image model.
+
+    Raises:
+        InputError: csd-edit with a text-to-image model; dds or pds with one that takes instructions.
+    """
+    if residual == "csd-edit" and not image_conditioned:
+        raise InputError(
+            "the residual csd-edit cannot ask a text-to-image model",
+            expected="a prior that is shown the source picture and told what to change, an InstructPix2Pix",
+            got="a prior whose U-Net takes the noisy latents alone, as of a text-to-image model",
+            hint="use timbrooks/instruct-pix2pix or tiny-instruct, or the residual dds with a source prompt",
+        )
+    if residual in WITH_SOURCE_PROMPT and image_conditioned:
+        raise InputError(
+            f"the residual {residual} cannot ask a model that takes instructions",
+            expected="a text-to-image prior, which knows what a description of the source looks like",
+            got="a prior whose U-Net is shown the source picture, an InstructPix2Pix",
+            hint="use stable-diffusion-v1-5/stable-diffusion-v1-5 or another text-to-image model, or the "
+            "residual csd-edit",
+        )
+
+
+Question = tuple[Tensor, Tensor | None]  # noisy (N, c, h, w), embedding (1, L, d) or None for empty
 Branch = tuple[Tensor, Tensor, Tensor]  # noisy (N, c, h, w), embedding (1, L, d), condition (N, k, h, w)
 
 
-def _branches(views: Views, noisy: Tensor, text: Tensor) -> list[Branch]:
-    """The branches of guidance, in the order of `Guidance.combine`: (0,0), (img,0), (img,y)."""
-    no_picture = torch.zeros_like(views.condition)
-    return [
-        (noisy, views.empty_text, no_picture),
-        (noisy, views.empty_text, views.condition),
-        (noisy, text, views.condition),
-    ]
+def _guided_noise(
+    prior: Prior, views: Views, guidance: Guidance, *questions: Question
+) -> tuple[Float[Tensor, "n c h w"], ...]:
+    """The guided noise `e(z; y)` of every question (z, y): all branches of guidance, all views, in one call.
 
-
-def _predict(prior: Prior, views: Views, branches: list[Branch]) -> tuple[Tensor, ...]:
-    """Predicted noise of every branch, all branches and views in one call."""
-    noisy, texts, conditions = zip(*branches, strict=True)
+    For the empty prompt the branch with the prompt is the one without, and is not evaluated twice.
+    """
+    groups = [_branches(prior, views, noisy, text) for noisy, text in questions]
+    rows, texts, conditions = zip(*itertools.chain(*groups), strict=True)
     predicted = prior.predict_noise(
-        torch.cat(noisy),
+        torch.cat(rows),
         views.t,
         torch.cat([text.expand(len(views.latents), -1, -1) for text in texts]),
         torch.cat(conditions),
     )
-    return predicted.chunk(len(branches))
+    answers = iter(predicted.chunk(len(rows)))
+    combine = guidance.combine if prior.image_conditioned else guidance.combine_text
+    guided = []
+    for group, (_, text) in zip(groups, questions, strict=True):
+        parts = [next(answers) for _ in group]
+        if text is None:
+            parts.append(parts[-1])
+        guided.append(combine(*parts))
+    return tuple(guided)
+
+
+def _branches(prior: Prior, views: Views, noisy: Tensor, text: Tensor | None) -> list[Branch]:
+    """The branches of guidance, in the order in which `Guidance` combines them."""
+    branches = [(noisy, views.empty_text, views.condition)]
+    if prior.image_conditioned:
+        branches.insert(0, (noisy, views.empty_text, torch.zeros_like(views.condition)))
+    if text is not None:
+        branches.append((noisy, text, views.condition))
+    return branches

@@ -44,7 +44,7 @@ class EditPipelineConfig(VanillaPipelineConfig):
     prompt: str = ""
     """What to change, as an instruction: "turn the bear into a polar bear". `--prompt` is the same."""
     source_prompt: str = ""
-    """What the scene shows now; used by the residuals `dds` and `pds` only."""
+    """What the scene shows now, for a text-to-image prior; the residuals `dds` and `pds` need it."""
     prior: str = "timbrooks/instruct-pix2pix"
     """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, which ships with the
     package."""

@@ -14,12 +14,13 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.distillation.objective import NonFiniteResidual
+from csd_nerf.distillation.residuals import check_fit
 from csd_nerf.errors import InputError, exit_on_input_error
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.pipeline import EditPipeline, EditPipelineConfig
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 from csd_nerf.nerf.views import check_short_side
-from csd_nerf.priors.folder import vae_factor
+from csd_nerf.priors.folder import is_image_conditioned, vae_factor
 from csd_nerf.priors.loading import check_prior
 
 NON_FINITE_STEPS_IN_A_ROW = 5
@@ -123,9 +124,11 @@ class EditTrainerConfig(SceneTrainerConfig):
             datamanager.photo_size = max(datamanager.photo_size, pipeline.render_size)
 
     def _check_prior(self) -> None:
-        """Refuse a prior that is not there, or whose autoencoder does not take the render size."""
+        """Refuse a prior that is not there, that the residual cannot ask, or whose autoencoder does not take
+        the render size."""
         folder = check_prior(self.pipeline.prior)
         if folder is not None:
+            check_fit(self.pipeline.objective.residual, image_conditioned=is_image_conditioned(folder))
             check_short_side(self.pipeline.render_size, vae_factor(folder))
 
     def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:

@@ -46,6 +46,9 @@ class Prior(ABC):
     float32.
 
     Attributes:
+        image_conditioned: whether the model edits a picture that it is shown, by instruction, and is guided
+            by that picture as well as by the prompt (InstructPix2Pix). A text-to-image model is not: it
+            knows what a description looks like.
         schedule: noise levels of the timesteps.
         latent_channels: channels c of the latents.
         vae_factor: pixels per latent along each side; picture sides must be multiples of it.
@@ -54,8 +57,10 @@ class Prior(ABC):
         unet_batch_size: most rows that go through the U-Net at once.
         vae_batch_size: most pictures that go through the VAE at once.
         unet_evaluations: rows the U-Net has evaluated so far.
+        self_attention_layers: how many maps `self_attention_features` gives; 0 for a model without.
     """
 
+    image_conditioned: bool
     schedule: NoiseSchedule
     latent_channels: int
     vae_factor: int
@@ -64,6 +69,7 @@ class Prior(ABC):
     unet_batch_size: int
     vae_batch_size: int
     unet_evaluations: int = 0
+    self_attention_layers: int
 
     @abstractmethod
     def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
@@ -91,6 +97,9 @@ class Prior(ABC):
     def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:
         """What the U-Net is shown of the source pictures; no gradient.
 
+        Returns:
+            As many rows as there are pictures. A text-to-image model is shown nothing: k is 0.
+
         Raises:
             InputError: a side is not divisible by `vae_factor`.
         """
@@ -110,4 +119,25 @@ class Prior(ABC):
             t: timestep, an index into `schedule`, one for all rows.
             text: an embedding for each row.
             condition: from `condition`; a row of zeros, or None for all rows, is the model's "no picture".
+        """
+
+    @abstractmethod
+    def self_attention_features(
+        self,
+        noisy: Float[Tensor, "m c h w"],
+        t: int,
+        text: Float[Tensor, "m l d"],
+        condition: Float[Tensor, "m k h w"],
+    ) -> list[Float[Tensor, "m _ _ _"]]:
+        """Where the model sees what belongs together: outputs of the self-attention in the U-Net's up blocks.
+
+        Differentiable with respect to `noisy` where gradients are enabled. All rows go through the U-Net at
+        once; the blocks' insides are computed again in the backward pass, so that they need not be kept.
+
+        Args:
+            noisy, t, text, condition: as for `predict_noise`.
+
+        Returns:
+            A map of each of the `self_attention_layers`, from coarse to fine, (m, channels, height, width) of
+            that layer, in the U-Net's precision.
         """

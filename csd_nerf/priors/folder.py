@@ -24,7 +24,7 @@ REPAIR_HINT = "save the model again with its pipeline's save_pretrained(folder),
 
 
 def check_folder(folder: Path, *, with_weights: bool = True) -> None:
-    """Check that a folder holds a whole InstructPix2Pix model: every part, readable, of the right channels.
+    """Check that a folder holds a whole prior: every part, readable, and of a kind that can be used.
 
     Args:
         folder: the model's folder.
@@ -56,6 +56,7 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
             _check_weights(file)
     unet, vae = configs["unet/config.json"], configs["vae/config.json"]
     check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+    _check_conditions(folder, unet)
 
 
 def vae_factor(folder: Path) -> int:
@@ -63,19 +64,44 @@ def vae_factor(folder: Path) -> int:
     return 2 ** (len(_read_json(folder / "vae/config.json")["block_out_channels"]) - 1)
 
 
-def check_channels(unet_channels: int | None, latent_channels: int | None) -> None:
-    """Refuse a U-Net that does not take noisy latents and as many channels of image condition side by side.
+def is_image_conditioned(folder: Path) -> bool:
+    """Whether a folder that was checked holds an InstructPix2Pix; otherwise it is a text-to-image model."""
+    unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+
+
+def check_channels(unet_channels: int | None, latent_channels: int | None) -> bool:
+    """Tell by the channels whether a U-Net is shown a picture beside the noisy latents.
+
+    Returns:
+        True for twice the latent channels, an InstructPix2Pix; False for as many, a text-to-image model.
 
     Raises:
-        InputError: `unet_channels` is not twice `latent_channels`.
+        InputError: neither.
     """
-    if unet_channels is None or latent_channels is None or unet_channels != 2 * latent_channels:
-        text_to_image = ", as of a text-to-image model" if unet_channels == latent_channels else ""
+    if latent_channels is None or unet_channels not in (latent_channels, 2 * latent_channels):
         raise InputError(
-            "the prior is not an InstructPix2Pix model",
-            expected="a U-Net with twice as many input channels as the VAE has latent channels (8 and 4)",
-            got=f"{unet_channels} input channels and {latent_channels} latent channels{text_to_image}",
-            hint="use timbrooks/instruct-pix2pix, a model of its kind, or the bundled tiny-instruct",
+            "the prior is neither an InstructPix2Pix nor a text-to-image model",
+            expected="a U-Net with twice as many input channels as the VAE has latent channels (8 and 4), or "
+            "as many (4 and 4)",
+            got=f"{unet_channels} input channels and {latent_channels} latent channels",
+            hint="use timbrooks/instruct-pix2pix, stable-diffusion-v1-5/stable-diffusion-v1-5, a model of "
+            "their kind, or the bundled tiny-instruct",
+        )
+    return unet_channels != latent_channels
+
+
+def _check_conditions(folder: Path, unet: dict[str, Any]) -> None:
+    """Refuse a U-Net that must be told more than the prompt's hidden states (SDXL, upscalers, unCLIP)."""
+    more = [
+        name for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type") if unet.get(name)
+    ]
+    if more:
+        raise InputError(
+            f"the U-Net in {folder} must be told more than a prompt",
+            expected="a U-Net that takes hidden states of one CLIP text encoder (Stable Diffusion 1 or 2)",
+            got=" and ".join(f"{name} {unet[name]!r}" for name in more) + " in its config",
+            hint="use another model; SDXL and its kin cannot be used",
         )
 
 

@@ -1,156 +1,20 @@
-"""InstructPix2Pix (Brooks et al., 2211.09800), built from diffusers' components."""
+"""InstructPix2Pix (Brooks et al., 2211.09800): a model that edits the picture it is shown, by instruction."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-
 import torch
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from csd_nerf.errors import InputError
-from csd_nerf.priors.base import NoiseSchedule, Prior
-from csd_nerf.priors.folder import check_channels
-
-log = logging.getLogger(__name__)
-
-TextModels = tuple[CLIPTokenizer, CLIPTextModel]
+from csd_nerf.priors.latent_diffusion import LatentDiffusion
 
 
-class InstructPix2Pix(Prior):
-    """A U-Net that sees the source picture's latents beside the noisy ones.
+class InstructPix2Pix(LatentDiffusion):
+    """A U-Net that sees the source picture's latents beside the noisy ones."""
 
-    The VAE runs in its own dtype, float32 as `load_prior` builds it: gradients flow through it, half
-    precision overflows in some VAEs, and one picture at a time needs little memory either way.
-
-    Args:
-        unet: U-Net of twice the VAE's latent channels.
-        vae: autoencoder; its `scaling_factor` applies to the latents but not to the condition.
-        load_text: loads tokenizer and text encoder; called when a new prompt comes, nothing of it is kept.
-        schedule: noise levels the U-Net was trained with.
-        prediction_type: what the U-Net predicts, "epsilon" or "v_prediction".
-        unet_batch_size, vae_batch_size: most rows, pictures, to go through at once.
-
-    Raises:
-        InputError: the U-Net does not take an image condition.
-    """
-
-    def __init__(
-        self,
-        *,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        load_text: Callable[[], TextModels],
-        schedule: NoiseSchedule,
-        prediction_type: str = "epsilon",
-        unet_batch_size: int,
-        vae_batch_size: int,
-    ) -> None:
-        check_channels(unet.config["in_channels"], vae.config["latent_channels"])
-        self.unet = unet.eval().requires_grad_(False)
-        self.vae = vae.eval().requires_grad_(False)
-        self.schedule = schedule
-        self.prediction_type = prediction_type
-        self.latent_channels = vae.config["latent_channels"]
-        self.scaling_factor = float(vae.config["scaling_factor"])
-        self.vae_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-        self.device = unet.device
-        self.dtype = unet.dtype
-        self.unet_batch_size = unet_batch_size
-        self.vae_batch_size = vae_batch_size
-        self.unet_evaluations = 0
-        self._load_text = load_text
-        self._embeddings: dict[str, Tensor] = {}  # prompt -> (L, d)
-
-    def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
-        return self._posterior_mode(images) * self.scaling_factor
+    image_conditioned = True
 
     @torch.no_grad()
     def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:
         """Mode of the posterior, *not* multiplied by the scaling factor, as InstructPix2Pix was trained."""
         return self._posterior_mode(images)
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
-        pictures = []
-        with self._own_precision():
-            for batch in latents.split(self.vae_batch_size):
-                unscaled = batch.to(self.vae.dtype) / self.scaling_factor
-                pictures.append(self.vae.decode(unscaled).sample.float())
-        return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
-
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
-        if new:
-            self._embeddings.update(zip(new, self._encode_text(new), strict=True))
-        return torch.stack([self._embeddings[prompt] for prompt in prompts])
-
-    @torch.no_grad()
-    def predict_noise(
-        self,
-        noisy: Float[Tensor, "m c h w"],
-        t: int,
-        text: Float[Tensor, "m l d"],
-        condition: Float[Tensor, "m k h w"] | None,
-    ) -> Float[Tensor, "m c h w"]:
-        if condition is None:
-            condition = torch.zeros_like(noisy)
-        rows = torch.cat([noisy, condition], dim=1).to(self.dtype)  # (M, c + k, h, w)
-        if self.device.type == "cuda":
-            rows = rows.contiguous(memory_format=torch.channels_last)
-        timestep = torch.tensor(t, device=self.device)
-        batches = zip(
-            rows.split(self.unet_batch_size), text.to(self.dtype).split(self.unet_batch_size), strict=True
-        )
-        with self._own_precision():
-            outputs = [
-                self.unet(batch, timestep, encoder_hidden_states=batch_text).sample
-                for batch, batch_text in batches
-            ]
-        self.unet_evaluations += len(rows)
-        predicted = torch.cat(outputs).float().contiguous()
-        if self.prediction_type == "v_prediction":
-            # v = alpha eps - sigma x (Salimans and Ho, 2202.00512), hence eps = alpha v + sigma x_t.
-            return self.schedule.alphas[t].item() * predicted + self.schedule.sigmas[t].item() * noisy
-        return predicted
-
-    def _posterior_mode(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if height % self.vae_factor or width % self.vae_factor:
-            raise InputError(
-                "the picture size does not suit the prior's VAE",
-                expected=f"height and width divisible by {self.vae_factor}",
-                got=f"{height} x {width}",
-                hint=f"the nearest size is {self._fitting(height)} x {self._fitting(width)}",
-            )
-        batches = images.split(self.vae_batch_size)
-        return torch.cat([checkpoint(self._encode_batch, batch, use_reentrant=False) for batch in batches])
-
-    def _encode_batch(self, images: Tensor) -> Tensor:
-        with self._own_precision():
-            return self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode().float()
-
-    def _encode_text(self, prompts: list[str]) -> Tensor:
-        tokenizer, encoder = self._load_text()
-        limit = tokenizer.model_max_length
-        for prompt, tokens in zip(prompts, tokenizer(prompts).input_ids, strict=True):
-            if len(tokens) > limit:
-                log.warning("the text encoder cuts the prompt off after %d tokens: %r", limit, prompt)
-        tokens = tokenizer(
-            prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        )
-        encoder = encoder.eval().to(self.device)
-        with self._own_precision():
-            return encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
-
-    def _own_precision(self) -> torch.autocast:
-        """Keep a caller's autocast from choosing other precisions than those of the models."""
-        return torch.autocast(self.device.type, enabled=False)
-
-    def _fitting(self, side: int) -> int:
-        return max(round(side / self.vae_factor), 1) * self.vae_factor

@@ -16,10 +16,10 @@ import torch
 from csd_nerf.bundled import BUNDLED_PRIORS, bundled_path
 from csd_nerf.errors import InputError
 from csd_nerf.priors.base import NoiseSchedule, Prior
-from csd_nerf.priors.folder import CONFIGS, REPAIR_HINT, WEIGHTS, check_folder
+from csd_nerf.priors.folder import CONFIGS, REPAIR_HINT, WEIGHTS, check_folder, is_image_conditioned
 
 if TYPE_CHECKING:
-    from csd_nerf.priors.instruct_pix2pix import TextModels
+    from csd_nerf.priors.latent_diffusion import TextModels
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NAMES_HELP = "a bundled name (tiny-instruct), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
@@ -37,7 +37,7 @@ def check_prior(name: str) -> Path | None:
         The prior's folder, or None for a hub id, which is checked when it is loaded.
 
     Raises:
-        InputError: no such prior; parts of the folder missing or unreadable; not an InstructPix2Pix model.
+        InputError: no such prior; parts of the folder missing or unreadable; a model of another kind.
     """
     if name in BUNDLED_PRIORS:
         folder = bundled_path(name)
@@ -65,7 +65,7 @@ def load_prior(
     vae_batch_size: int = 1,
     compile_unet: bool = False,
 ) -> Prior:
-    """Load an InstructPix2Pix prior.
+    """Load a prior: an `InstructPix2Pix` or a `StableDiffusion`, whichever the model is.
 
     Args:
         name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
@@ -83,6 +83,7 @@ def load_prior(
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
+    from csd_nerf.priors.stable_diffusion import StableDiffusion
 
     # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
     scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
@@ -101,7 +102,8 @@ def load_prior(
         unet = unet.to(memory_format=torch.channels_last)  # slower on CPUs
     if compile_unet:
         unet.compile()
-    return InstructPix2Pix(
+    kind = InstructPix2Pix if is_image_conditioned(folder) else StableDiffusion
+    return kind(
         unet=unet.to(device),
         vae=vae.to(device),
         load_text=partial(_load_text, folder),
