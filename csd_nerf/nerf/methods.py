@@ -19,6 +19,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from numpy.core.multiarray import scalar  # type: ignore[attr-defined]
 
 from csd_nerf.distillation.objective import ObjectiveConfig
+from csd_nerf.distillation.presets import preset
 from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.pipeline import EditPipelineConfig
@@ -33,6 +34,9 @@ def _adam(lr: float, lr_final: float | None = None, max_steps: int = 200_000) ->
     decay = ExponentialDecaySchedulerConfig(lr_final=lr_final, max_steps=max_steps) if lr_final else None
     return {"optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": decay}
 
+
+INSTRUCT_PIX2PIX = "timbrooks/instruct-pix2pix"
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 _TINY_MODEL = CsdNerfactoModelConfig(
     num_levels=6,
@@ -111,9 +115,11 @@ csd_nerfacto_tiny = MethodSpecification(
     description="The same in minutes on two CPU cores: 128-pixel photos and a small field.",
 )
 
-csd_edit = MethodSpecification(
-    config=EditTrainerConfig(
-        method_name="csd-edit",
+
+def _edit(name: str, method: str, prior: str, description: str) -> MethodSpecification:
+    """An editing method for a GPU of 24 GB: the settings that a method was published with, and a prior."""
+    config = EditTrainerConfig(
+        method_name=name,
         steps_per_eval_batch=0,
         steps_per_eval_image=0,
         steps_per_eval_all_images=0,
@@ -127,12 +133,49 @@ csd_edit = MethodSpecification(
                 average_init_density=0.01,
                 camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
             ),
+            prior=prior,
+            objective=preset(method),
         ),
         optimizers={"proposal_networks": _adam(1e-2), "fields": _adam(1e-2)},
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer+tensorboard",
-    ),
-    description="Edit a trained scene by a text instruction with CSD-Edit (InstructPix2Pix, 24 GB GPU).",
+    )
+    return MethodSpecification(config=config, description=description)
+
+
+csd_edit = _edit(
+    "csd-edit",
+    "csd-edit",
+    INSTRUCT_PIX2PIX,
+    "Edit a trained scene by a text instruction with CSD-Edit (InstructPix2Pix, 24 GB GPU).",
+)
+
+dds_edit = _edit(
+    "dds-edit",
+    "dds",
+    STABLE_DIFFUSION,
+    "Edit by two descriptions, source and target, with Delta Denoising Score (Stable Diffusion).",
+)
+
+cds_edit = _edit(
+    "cds-edit",
+    "cds",
+    STABLE_DIFFUSION,
+    "Like dds-edit, and hold on to the source's layout with Contrastive Denoising Score.",
+)
+
+pds_edit = _edit(
+    "pds-edit",
+    "pds",
+    STABLE_DIFFUSION,
+    "Like dds-edit, and pull back to the source with Posterior Distillation Sampling.",
+)
+
+sds_edit = _edit(
+    "sds-edit",
+    "sds",
+    STABLE_DIFFUSION,
+    "Edit by a description of the target with Score Distillation Sampling, the oldest; a baseline.",
 )
 
 csd_edit_tiny = MethodSpecification(
@@ -167,6 +210,15 @@ csd_edit_tiny = MethodSpecification(
 
 METHODS = {
     str(method.config.method_name): copy.deepcopy(method.config)
-    for method in (csd_nerfacto, csd_nerfacto_tiny, csd_edit, csd_edit_tiny)
+    for method in (
+        csd_nerfacto,
+        csd_nerfacto_tiny,
+        csd_edit,
+        csd_edit_tiny,
+        dds_edit,
+        cds_edit,
+        pds_edit,
+        sds_edit,
+    )
 }
 """Each method's configuration before a command line changes it."""

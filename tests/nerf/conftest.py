@@ -35,7 +35,7 @@ def scene_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def edit_config(scene_run: Path, tmp_path: Path) -> Any:
     """Makes configurations of a small edit of that scene."""
 
-    def make(**changes: Any) -> Any:
+    def make(method: str = "csd-edit-tiny", **changes: Any) -> Any:
         settings = {
             "load_dir": scene_run,
             "prompt": "make it night",
@@ -48,6 +48,6 @@ def edit_config(scene_run: Path, tmp_path: Path) -> Any:
             "pipeline__rays_per_chunk": 1024,
         }
         data = changes.pop("data", None)
-        return make_config("csd-edit-tiny", tmp_path, data, **{**settings, **changes})
+        return make_config(method, tmp_path, data, **{**settings, **changes})
 
     return make
