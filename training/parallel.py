@@ -7,6 +7,7 @@ not stall when something else runs.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,6 +65,8 @@ class Worker:
 def _enter(
     rank: int, count: int, meeting_file: str, device: str, work: Callable[..., None], arguments: Any
 ) -> None:
+    # A shell starts background jobs deaf to SIGINT, by which torch tells children that their parent died.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     store = dist.FileStore(meeting_file, count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(hours=3))
