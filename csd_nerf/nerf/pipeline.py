@@ -162,7 +162,6 @@ class EditPipeline(VanillaPipeline):
         self.model.load_scene(source, origin)
         self.model.camera_optimizer.requires_grad_(False)
         sampler = CameraSampler(self.datamanager.train_dataset.cameras, config.particles, seed)
-        config.objective.check(particles=config.particles, source_prompt=config.source_prompt)
         prior = load_prior(
             config.prior,
             device=self.device,

@@ -232,15 +232,11 @@ class SceneTrainer(Trainer):
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            raise SystemExit(self._explanation(error)) from None
-
-    def _explanation(self, error: RuntimeError) -> int:
-        """Print what to turn down; returns the exit status."""
-        CONSOLE.print(
-            f"[bold red]Out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
-            f"{', '.join(self.memory_settings)}."
-        )
-        return 1
+            CONSOLE.print(
+                f"[bold red]Out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
+                f"{', '.join(self.memory_settings)}."
+            )
+            raise SystemExit(1) from None
 
 
 class EditTrainer(SceneTrainer):
