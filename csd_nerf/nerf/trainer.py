@@ -14,10 +14,9 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.distillation.objective import NonFiniteResidual
-from csd_nerf.distillation.residuals import check_fit
 from csd_nerf.errors import InputError, exit_on_input_error
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, require
 from csd_nerf.nerf.datamanager import check_dataset
-from csd_nerf.nerf.pipeline import EditPipeline, EditPipelineConfig
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
@@ -65,7 +64,7 @@ class EditTrainerConfig(SceneTrainerConfig):
     """A trained scene (`--load-dir`) and a prompt; steps count from the start of the edit."""
 
     _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
-    pipeline: EditPipelineConfig = field(default_factory=EditPipelineConfig)
+    pipeline: BaseEditPipelineConfig = field(default_factory=BaseEditPipelineConfig)
     """The edit."""
 
     def check(self) -> None:
@@ -104,31 +103,19 @@ class EditTrainerConfig(SceneTrainerConfig):
     def _check_options(self) -> None:
         """Refuse numbers that a step cannot work with."""
         pipeline, datamanager = self.pipeline, self.pipeline.datamanager
-        at_least_one = (
-            "particles", "render_size", "rays_per_chunk", "unet_batch_size", "vae_batch_size",
-            "picture_views", "picture_size",
-        )  # fmt: skip
-        for name in at_least_one:
-            _require(getattr(pipeline, name) >= 1, f"pipeline.{name}", "at least 1", getattr(pipeline, name))
-        for name in ("steps_per_picture", "turntable_frames"):
-            value = getattr(pipeline, name)
-            _require(value >= 0, f"pipeline.{name}", "at least 1, or 0 for none", value)
-        share, size = pipeline.gradient_share, pipeline.picture_size
-        _require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
-        _require(size % 2 == 0, "pipeline.picture_size", "an even number, as the video needs", size)
-        _require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
-        _require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
-        pipeline.objective.check(particles=pipeline.particles, source_prompt=pipeline.source_prompt)
+        require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
+        require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
+        pipeline.check()
         if datamanager.photo_size is not None:
             # The prior is shown the photos: enlarged ones would be a blurred source.
             datamanager.photo_size = max(datamanager.photo_size, pipeline.render_size)
 
     def _check_prior(self) -> None:
-        """Refuse a prior that is not there, that the residual cannot ask, or whose autoencoder does not take
+        """Refuse a prior that is not there, that the edit cannot ask, or whose autoencoder does not take
         the render size."""
         folder = check_prior(self.pipeline.prior)
         if folder is not None:
-            check_fit(self.pipeline.objective.residual, image_conditioned=is_image_conditioned(folder))
+            self.pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
             check_short_side(self.pipeline.render_size, vae_factor(folder))
 
     def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
@@ -243,7 +230,7 @@ class EditTrainer(SceneTrainer):
     """nerfstudio's trainer for an edit: begins at step 0 of the edit, or where its checkpoint ended."""
 
     config: EditTrainerConfig
-    pipeline: EditPipeline
+    pipeline: BaseEditPipeline
     memory_settings = (
         "--pipeline.unet-batch-size",
         "--pipeline.rays-per-chunk",
@@ -306,7 +293,8 @@ class EditTrainer(SceneTrainer):
             if self._skipped_in_a_row >= NON_FINITE_STEPS_IN_A_ROW:
                 CONSOLE.print(
                     f"[bold red]{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
-                    "--pipeline.objective.text-guidance or use --pipeline.prior-precision float32."
+                    f"{self.config.pipeline.guidance_option}.text-guidance or use "
+                    "--pipeline.prior-precision float32."
                     f"{self._save_before(step)}"
                 )
                 raise SystemExit(1) from None
@@ -348,12 +336,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch, its CPU allocator or tiny-cuda-nn ran out of memory: each says so in its own way."""
     said = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
     return said or isinstance(error, torch.OutOfMemoryError)
-
-
-def _require(holds: bool, option: str, expected: str, got: object) -> None:
-    if not holds:
-        flag = f"--{option.replace('_', '-')}"
-        raise InputError(f"{flag} cannot be used", expected=expected, got=str(got), hint=f"change {flag}")
 
 
 def check_device(device_type: str) -> None:
