@@ -76,7 +76,7 @@ def write_views(worker: Worker, work: Path, seed: int) -> None:
             with torch.no_grad(), torch.autocast(worker.device.type, torch.bfloat16):
                 pictures = torch.stack([edit(rgb) for edit in edits]).to(worker.device)
                 latents = vae.encode(pictures * 2 - 1).latent_dist.mode().half().cpu()
-            depth = depth_picture(torch.from_numpy(picture.depth * _cosines(camera))[None, None])[0]
+            depth = depth_picture(along_axis(picture.depth, camera)[None, None])[0]
             grey = (depth * 255).round().to(torch.uint8)
             views.append((grey, dict(zip(TARGETS, latents.unbind(), strict=True))))
         save_whole(views, file)
@@ -162,11 +162,12 @@ def load_control_net(work: Path) -> ControlNetModel:
     return control_net
 
 
-def _cosines(camera: PinholeCamera) -> np.ndarray:
-    """Of the angle between each pixel's ray and the viewing axis, (H, W): distance to depth."""
+def along_axis(distance: np.ndarray, camera: PinholeCamera) -> Tensor:
+    """Distances from a camera along each pixel's ray, (H, W), as depths along its viewing axis."""
     rows, columns = np.mgrid[: camera.height, : camera.width] + 0.5
     rays = camera.directions(rows.ravel(), columns.ravel())  # (3, H W)
-    return (-camera.camera_to_world[:, 2] @ rays).reshape(camera.height, camera.width).astype(np.float32)
+    cosines = (-camera.camera_to_world[:, 2] @ rays).reshape(camera.height, camera.width)
+    return torch.from_numpy((distance * cosines).astype(np.float32))
 
 
 def _file(work: Path, rank: int, count: int) -> Path:
