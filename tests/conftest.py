@@ -50,6 +50,23 @@ def text_to_image_prior(text_to_image_folder: Path) -> Prior:
 
 
 @pytest.fixture(scope="session")
+def control_net_folder(text_to_image_folder: Path) -> Path:
+    """An untrained ControlNet for that model that has something to say: nothing of it is zero."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    folder = text_to_image_folder.with_name("control-net")
+    unet = UNet2DConditionModel.from_pretrained(text_to_image_folder, subfolder="unet")
+    torch.manual_seed(1)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if not parameter.any():  # diffusers begins training at zero convolutions, and at zero biases
+                parameter.normal_(std=0.2 if name.startswith("controlnet_cond") else 0.05)
+    net.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with captured scenes and photos, which is not part of the repository."""
     folder = Path(os.environ.get("CSD_NERF_SHARED", REPOSITORY.parent / "shared"))

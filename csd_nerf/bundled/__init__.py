@@ -1,4 +1,4 @@
-"""The small priors that ship with the package, each a folder in diffusers format with a model card."""
+"""The small models that ship with the package, each a folder in diffusers format with a model card."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from pathlib import Path
 from csd_nerf.errors import InputError
 
 BUNDLED_PRIORS: tuple[str, ...] = ("tiny-instruct",)
+BUNDLED_CONTROL_NETS: tuple[str, ...] = ()
 
 
 def bundled_path(name: str) -> Path:
-    """Folder of a bundled prior.
+    """Folder of a bundled prior or ControlNet.
 
-    Raises `InputError` when there is no bundled prior of that name.
+    Raises `InputError` when there is none of that name.
 
     >>> bundled_path("tiny-instruct").name
     'tiny_instruct'
     """
-    if name not in BUNDLED_PRIORS:
+    if name not in BUNDLED_PRIORS + BUNDLED_CONTROL_NETS:
         raise InputError(
-            "no bundled prior has this name",
-            expected=" or ".join(BUNDLED_PRIORS),
+            "no bundled model has this name",
+            expected=" or ".join(BUNDLED_PRIORS + BUNDLED_CONTROL_NETS),
             got=repr(name),
             hint="give a bundled name, a folder in diffusers format or the id of a model on the hub",
         )

@@ -25,8 +25,9 @@ from torch.nn import Parameter
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig
-from csd_nerf.nerf.rendering import train_proposals_always
+from csd_nerf.nerf.rendering import render_depth, train_proposals_always
 from csd_nerf.nerf.views import CameraSampler, turntable_cameras, view_size
+from csd_nerf.priors.control import ControlConfig
 
 if TYPE_CHECKING:
     from csd_nerf.priors import Prior
@@ -51,6 +52,8 @@ class BaseEditPipelineConfig(VanillaPipelineConfig):
     package."""
     prior_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the diffusion model; `auto` takes what its device is fast in."""
+    control: ControlConfig = field(default_factory=ControlConfig)
+    """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
     render_size: int = 512
     """Short side, in pixels, at which views go through the prior: the size it was trained at."""
     unet_batch_size: int = 20
@@ -224,6 +227,7 @@ class BaseEditPipeline(VanillaPipeline):
             unet_batch_size=config.unet_batch_size,
             vae_batch_size=config.vae_batch_size,
             compile_unet=config.compile_unet,
+            control=config.control,
         )
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         self._edit = RunningEdit(
@@ -247,15 +251,30 @@ class BaseEditPipeline(VanillaPipeline):
 
     @torch.no_grad()
     def _source_latents(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Latents and conditioning latents (N, c, h, w) of the source photos; each made once."""
+        """Latents (N, c, h, w) of the source photos and what the prior is shown of them; each made once.
+
+        Not between rendering and its backward pass: for depth, the source scene is put in for a moment.
+        """
         edit = self._begun()
         prior = edit.prior
         for index in indices:
             if index not in edit.source_latents:
                 photo = self.datamanager.train_photos([index], edit.height, edit.width)
-                edit.source_latents[index] = (prior.encode(photo)[0].cpu(), prior.condition(photo)[0].cpu())
+                shown = self._source_depth(index) if prior.shown == "depth" else photo
+                edit.source_latents[index] = (prior.encode(photo)[0].cpu(), prior.condition(shown)[0].cpu())
         source, condition = zip(*(edit.source_latents[index] for index in indices), strict=True)
         return torch.stack(source).to(self.device), torch.stack(condition).to(self.device)
+
+    def _source_depth(self, index: int) -> Tensor:
+        """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
+        edit = self._begun()
+        edited = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(edit.source_weights)
+        rays_per_chunk = self.model.config.eval_num_rays_per_chunk
+        try:
+            return render_depth(self.model, edit.cameras, index, rays_per_chunk=rays_per_chunk)[None]
+        finally:  # also when memory runs out: the trainer then saves the edit so far
+            self.model.load_state_dict(edited)
 
     def _begun(self) -> "RunningEdit":
         if self._edit is None:
@@ -380,7 +399,8 @@ class RunningEdit:
         seed: with the step number, decides every random choice.
         max_steps: of the whole edit.
         source_weights: of the scene before the edit, on the CPU.
-        source_latents: latents and conditioning latents of the source photos, made when first needed.
+        source_latents: latents of the source photos, and `Prior.condition` of them or of the source scene's
+            depth, made when first needed.
         before: pictures of the source scene from the evaluation cameras.
         optimizers: of the trainer.
     """

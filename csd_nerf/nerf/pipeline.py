@@ -89,6 +89,7 @@ class EditPipeline(BaseEditPipeline):
         # Everything random in this step follows from here, so a resumed edit repeats no step differently.
         torch.manual_seed(edit.seed * 1_000_003 + step)
         indices = edit.sampler(step)
+        source, condition = self._source_latents(indices)
         views = self._render(indices)
         prior = edit.prior
         self._objective.config.text_guidance = float(self.text_guidance.value)
@@ -96,7 +97,6 @@ class EditPipeline(BaseEditPipeline):
         with torch.autocast(self.device.type, enabled=False):
             views.images.register_hook(_refuse_non_finite)
             latents = prior.encode(views.images)
-            source, condition = self._source_latents(indices)
             distilled = self._objective.gradient(
                 latents.detach(),
                 source,

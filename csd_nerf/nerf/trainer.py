@@ -19,6 +19,7 @@ from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 from csd_nerf.nerf.views import check_short_side
+from csd_nerf.priors.control import check_control
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
 from csd_nerf.priors.loading import check_prior
 
@@ -111,9 +112,10 @@ class EditTrainerConfig(SceneTrainerConfig):
             datamanager.photo_size = max(datamanager.photo_size, pipeline.render_size)
 
     def _check_prior(self) -> None:
-        """Refuse a prior that is not there, that the edit cannot ask, or whose autoencoder does not take
-        the render size."""
+        """Refuse a prior that is not there, that the edit cannot ask, whose autoencoder does not take the
+        render size, or that the ControlNet was not made for."""
         folder = check_prior(self.pipeline.prior)
+        check_control(self.pipeline.control, folder)
         if folder is not None:
             self.pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
             check_short_side(self.pipeline.render_size, vae_factor(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -49,6 +50,8 @@ class Prior(ABC):
         image_conditioned: whether the model edits a picture that it is shown, by instruction, and is guided
             by that picture as well as by the prompt (InstructPix2Pix). A text-to-image model is not: it
             knows what a description looks like.
+        shown: what `condition` takes of the source views: "picture", or "depth" for a model that is shown
+            their geometry.
         schedule: noise levels of the timesteps.
         latent_channels: channels c of the latents.
         vae_factor: pixels per latent along each side; picture sides must be multiples of it.
@@ -61,6 +64,7 @@ class Prior(ABC):
     """
 
     image_conditioned: bool
+    shown: Literal["picture", "depth"] = "picture"
     schedule: NoiseSchedule
     latent_channels: int
     vae_factor: int
@@ -94,14 +98,18 @@ class Prior(ABC):
         """
 
     @abstractmethod
-    def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:
-        """What the U-Net is shown of the source pictures; no gradient.
+    def condition(self, images: Float[Tensor, "n _ height width"]) -> Float[Tensor, "n k h w"]:
+        """What the U-Net is shown of the source views; no gradient.
+
+        Args:
+            images: source pictures (n, 3, height, width); or, where `shown` is "depth", distances along the
+                viewing axis (n, 1, height, width), above 0, in any unit, infinite where there is nothing.
 
         Returns:
-            As many rows as there are pictures. A text-to-image model is shown nothing: k is 0.
+            As many rows as there are views. A text-to-image model is shown nothing: k is 0.
 
         Raises:
-            InputError: a side is not divisible by `vae_factor`.
+            InputError: a side is not divisible by `vae_factor`; pictures for a model that needs depth.
         """
 
     @abstractmethod

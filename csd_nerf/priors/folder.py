@@ -50,10 +50,10 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
             got=f"no {', no '.join(missing)}{pickles}",
             hint=REPAIR_HINT,
         )
-    configs = {name: _read_json(folder / name) for name in CONFIGS}
+    configs = {name: read_json(folder / name) for name in CONFIGS}
     for files in weights.values():
         for file in files:
-            _check_weights(file)
+            check_weights(file)
     unet, vae = configs["unet/config.json"], configs["vae/config.json"]
     check_channels(unet.get("in_channels"), vae.get("latent_channels"))
     _check_conditions(folder, unet)
@@ -61,12 +61,12 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
 
 def vae_factor(folder: Path) -> int:
     """Pixels per latent along each side, from the autoencoder's config in a folder that was checked."""
-    return 2 ** (len(_read_json(folder / "vae/config.json")["block_out_channels"]) - 1)
+    return 2 ** (len(read_json(folder / "vae/config.json")["block_out_channels"]) - 1)
 
 
 def is_image_conditioned(folder: Path) -> bool:
     """Whether a folder that was checked holds an InstructPix2Pix; otherwise it is a text-to-image model."""
-    unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
 
 
@@ -105,7 +105,12 @@ def _check_conditions(folder: Path, unet: dict[str, Any]) -> None:
         )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A config file's content.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -117,7 +122,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _check_weights(file: Path) -> None:
+def check_weights(file: Path) -> None:
+    """See that a safetensors file is whole.
+
+    Raises:
+        InputError: it is not.
+    """
     try:
         with safe_open(file, framework="pt"):
             pass

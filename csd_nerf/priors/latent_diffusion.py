@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -109,8 +110,7 @@ class LatentDiffusion(Prior):
         batches = zip(rows.split(self.unet_batch_size), text.split(self.unet_batch_size), strict=True)
         with self._own_precision():
             outputs = [
-                self.unet(batch, timestep, encoder_hidden_states=batch_text).sample
-                for batch, batch_text in batches
+                self._evaluate(self.unet, batch, timestep, batch_text) for batch, batch_text in batches
             ]
         self.unet_evaluations += len(rows)
         predicted = torch.cat(outputs).float().contiguous()
@@ -129,7 +129,7 @@ class LatentDiffusion(Prior):
         rows, timestep, text = self._inputs(noisy, t, text, condition)
         with self._own_precision(), recorded_self_attention(self.unet) as features:
             # Not through __call__: a compiled U-Net would pass over the hooks that record.
-            self.unet.forward(rows, timestep, encoder_hidden_states=text)
+            self._evaluate(self.unet.forward, rows, timestep, text)
         self.unet_evaluations += len(rows)
         return features
 
@@ -143,6 +143,22 @@ class LatentDiffusion(Prior):
         if self.device.type == "cuda":
             rows = rows.contiguous(memory_format=torch.channels_last)
         return rows, torch.tensor(t, device=self.device), text.to(self.dtype)
+
+    def _evaluate(
+        self,
+        unet: Callable[..., Any],
+        rows: Float[Tensor, "m _ h w"],
+        timestep: Tensor,
+        text: Float[Tensor, "m l d"],
+    ) -> Float[Tensor, "m c h w"]:
+        """What the U-Net says of rows from `_inputs`: of all of them at once.
+
+        Args:
+            unet: the U-Net, or its `forward`.
+            rows: noisy latents, then the condition.
+            timestep, text: as from `_inputs`.
+        """
+        return unet(rows, timestep, encoder_hidden_states=text).sample
 
     def _posterior_mode(self, images: Tensor) -> Tensor:
         self._check_size(images)

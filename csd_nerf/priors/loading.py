@@ -6,22 +6,30 @@ Importing this module and calling `check_prior` load neither diffusers nor trans
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from csd_nerf.bundled import BUNDLED_PRIORS, bundled_path
+from csd_nerf.bundled import BUNDLED_PRIORS
 from csd_nerf.errors import InputError
 from csd_nerf.priors.base import NoiseSchedule, Prior
+from csd_nerf.priors.control import (
+    CONTROL_NAMES_HELP,
+    CONTROL_WEIGHTS,
+    NO_CONTROL,
+    ControlConfig,
+    check_control,
+    check_control_folder,
+)
 from csd_nerf.priors.folder import CONFIGS, REPAIR_HINT, WEIGHTS, check_folder, is_image_conditioned
+from csd_nerf.priors.names import find_model
 
 if TYPE_CHECKING:
     from csd_nerf.priors.latent_diffusion import TextModels
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NAMES_HELP = "a bundled name (tiny-instruct), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 _WEIGHT_ENDINGS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")  # whole or in shards
@@ -39,20 +47,15 @@ def check_prior(name: str) -> Path | None:
     Raises:
         InputError: no such prior; parts of the folder missing or unreadable; a model of another kind.
     """
-    if name in BUNDLED_PRIORS:
-        folder = bundled_path(name)
-    else:
-        folder = Path(name).expanduser()
-        if not folder.exists() and HUB_ID.fullmatch(name):
-            return None
-        if not folder.is_dir():
-            raise InputError(
-                "there is no such prior",
-                expected=NAMES_HELP,
-                got=repr(name),
-                hint="check the spelling, or use tiny-instruct, which needs no download",
-            )
-    check_folder(folder)
+    folder = find_model(
+        name,
+        BUNDLED_PRIORS,
+        kind="prior",
+        expected=NAMES_HELP,
+        hint="check the spelling, or use tiny-instruct, which needs no download",
+    )
+    if folder is not None:
+        check_folder(folder)
     return folder
 
 
@@ -64,8 +67,9 @@ def load_prior(
     unet_batch_size: int = 20,
     vae_batch_size: int = 1,
     compile_unet: bool = False,
+    control: ControlConfig = NO_CONTROL,
 ) -> Prior:
-    """Load a prior: an `InstructPix2Pix` or a `StableDiffusion`, whichever the model is.
+    """Load a prior: an `InstructPix2Pix` or a `StableDiffusion`, whichever the model is, or a `ControlNet`.
 
     Args:
         name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
@@ -74,14 +78,22 @@ def load_prior(
         unet_batch_size: most rows through the U-Net at once; a CSD-Edit step has 5 for each view.
         vae_batch_size: most pictures through the VAE at once.
         compile_unet: compile the U-Net with torch.compile: slow first steps, faster ones from then on.
+        control: a ControlNet to be put beside a text-to-image model; in the U-Net's precision.
 
     Raises:
-        InputError: as `check_prior`; a model that cannot be fetched or read; CUDA asked for and absent.
+        InputError: as `check_prior` and `check_control`; a model that cannot be fetched or read; CUDA asked
+            for and absent.
     """
     device = _check_device(device)
-    folder = check_prior(name) or _download(name)
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    folder = check_prior(name)
+    control_folder = check_control(control, folder)
+    folder = folder or _download(name)
+    if control.net:
+        control_folder = control_folder or _download_control(control.net, folder)
+        check_control_folder(control_folder, folder)
+    from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 
+    from csd_nerf.priors.control_net import ControlNet
     from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
     from csd_nerf.priors.stable_diffusion import StableDiffusion
 
@@ -96,15 +108,14 @@ def load_prior(
         )
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-    unet = _load_weights(UNet2DConditionModel, folder, "unet", dtype)
+    unet = _place(_load_weights(UNet2DConditionModel, folder, "unet", dtype), device, compile_unet)
     vae = _load_weights(AutoencoderKL, folder, "vae", torch.float32)
-    if device.type == "cuda":
-        unet = unet.to(memory_format=torch.channels_last)  # slower on CPUs
-    if compile_unet:
-        unet.compile()
-    kind = InstructPix2Pix if is_image_conditioned(folder) else StableDiffusion
+    kind: Callable[..., Prior] = InstructPix2Pix if is_image_conditioned(folder) else StableDiffusion
+    if control_folder is not None and control.picture != "none":
+        net = _place(_load_weights(ControlNetModel, control_folder, None, dtype), device, compile_unet)
+        kind = partial(ControlNet, control_net=net, picture=control.picture, control_scale=control.scale)
     return kind(
-        unet=unet.to(device),
+        unet=unet,
         vae=vae.to(device),
         load_text=partial(_load_text, folder),
         schedule=NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod),
@@ -114,13 +125,22 @@ def load_prior(
     )
 
 
-def _load_weights(model: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """A frozen diffusers model; weights that do not fit its config are bad input."""
+def _place(model: Any, device: torch.device, compiled: bool) -> Any:
+    """A U-Net or ControlNet where it is to run, in the form that is fast there."""
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)  # slower on CPUs
+    if compiled:
+        model.compile()
+    return model.to(device)
+
+
+def _load_weights(model: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:
+    """A diffusers model, part or all of a folder; weights that do not fit its config are bad input."""
     try:
         return model.from_pretrained(folder, subfolder=part, torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"the {part} in {folder} cannot be loaded",
+            f"the {part or model.__name__} in {folder} cannot be loaded",
             expected="weights that fit its config.json",
             got=str(error).strip()[:300],
             hint=REPAIR_HINT,
@@ -145,26 +165,34 @@ def _load_text(folder: Path) -> TextModels:
 
 def _download(hub_id: str) -> Path:
     """The folder of a hub model in the local cache, fetched as far as it is not there yet."""
-    from huggingface_hub import snapshot_download
-
     # Repositories also hold half-precision copies and single-file checkpoints, which are left there.
     configs = [*CONFIGS, "tokenizer/*"]
     weights = [f"{part}/{stem}{ending}" for part, stem in WEIGHTS.items() for ending in _WEIGHT_ENDINGS]
+    check_folder(_fetch(hub_id, configs), with_weights=False)  # before gigabytes are fetched
+    folder = _fetch(hub_id, configs + weights)
+    check_folder(folder)
+    return folder
+
+
+def _download_control(hub_id: str, prior_folder: Path) -> Path:
+    """The same of a ControlNet for a prior."""
+    check_control_folder(_fetch(hub_id, ["config.json"]), prior_folder, with_weights=False)
+    return _fetch(hub_id, ["config.json", *(CONTROL_WEIGHTS + ending for ending in _WEIGHT_ENDINGS)])
+
+
+def _fetch(hub_id: str, patterns: list[str]) -> Path:
+    """The files of a hub model that fit the patterns, in the local cache."""
+    from huggingface_hub import snapshot_download
+
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=configs))
-        check_folder(folder, with_weights=False)  # before gigabytes are fetched
-        folder = Path(snapshot_download(hub_id, allow_patterns=configs + weights))
-    except InputError:
-        raise
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # the hub's own, and those of whatever it talks through: proxies, TLS, ...
         raise InputError(
-            f"the prior {hub_id!r} is not on this machine and cannot be fetched",
-            expected=NAMES_HELP,
+            f"the model {hub_id!r} is not on this machine and cannot be fetched",
+            expected=NAMES_HELP if "unet/config.json" in patterns else CONTROL_NAMES_HELP,
             got=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
             hint="check name, network and access; without network use a local folder or tiny-instruct",
         ) from error
-    check_folder(folder)
-    return folder
 
 
 def _check_device(device: torch.device | str) -> torch.device:
