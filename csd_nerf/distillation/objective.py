@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf.distillation.features import load_feature
 from csd_nerf.distillation.residuals import (
     PUBLISHED_WEIGHTING,
     RESIDUALS,
@@ -17,7 +18,13 @@ from csd_nerf.distillation.residuals import (
 )
 from csd_nerf.distillation.schedule import TimestepRange, weight
 from csd_nerf.distillation.structure import StructureConfig, check_structure, structure_gradient
-from csd_nerf.distillation.transport import check_bandwidth, independent, stein_direction, stein_kernel
+from csd_nerf.distillation.transport import (
+    check_bandwidth,
+    described,
+    independent,
+    stein_direction,
+    stein_kernel,
+)
 from csd_nerf.errors import InputError
 from csd_nerf.priors.base import Prior
 
@@ -43,6 +50,10 @@ class ObjectiveConfig:
     kernel: Literal["rbf", "imq"] = "rbf"
     """SVGD kernel: rbf (Gaussian, as published) or imq (inverse multiquadric, by which far views share
     more)."""
+    distance: Literal["latents", "colours", "lpips"] = "latents"
+    """What the SVGD kernel compares: latents (the noisy ones, as published for edits), or of the views'
+    decoded pictures colours (reduced to 16 x 16) or lpips (as published for text-to-3D; needs AlexNet's
+    weights). Of pictures costs a pass through the decoder with gradient."""
     bandwidth: Literal["median", "paper"] | float = "median"
     """Width of the SVGD kernel: median (of the squared distances between views), paper (the same with the
     zero diagonal; needs 3 views or more), or a squared distance."""
@@ -109,7 +120,7 @@ class Objective:
 
     Raises:
         InputError: a range of timesteps that is empty or out of bounds; a residual that the prior cannot
-            answer; a structure loss that finds nothing to look at in it.
+            answer; a structure loss that finds nothing to look at in it; LPIPS without its weights.
 
     Example:
         >>> objective = Objective(ObjectiveConfig(), prior)                             # doctest: +SKIP
@@ -124,6 +135,7 @@ class Objective:
         _timestep_range(config)
         check_fit(config.residual, image_conditioned=prior.image_conditioned)
         check_structure(config.structure, prior)
+        self._feature = load_feature(config.distance, prior) if config.transport == "svgd" else None
 
     @torch.no_grad()
     def gradient(
@@ -188,8 +200,12 @@ class Objective:
         }
         particles = prior.schedule.add_noise(views.latents, views.noise, t)
         if config.transport == "svgd":
-            kernel, repulsion = stein_kernel(particles, config.bandwidth, config.kernel)
-            direction = stein_direction(residuals, particles, kernel, repulsion, config.normalize_kernel)
+            # A picture is one of clean latents: with a feature they are the particles.
+            features, pull_back = described(views.latents if self._feature else particles, self._feature)
+            kernel, repulsion = stein_kernel(features, config.bandwidth, config.kernel)
+            direction = stein_direction(
+                residuals, features, kernel, repulsion, config.normalize_kernel, pull_back
+            )
             statistics["kernel_offdiagonal_mean"] = _offdiagonal_mean(kernel)
         else:
             direction = independent(residuals, particles)

@@ -8,6 +8,7 @@ and keeps them apart, which is what makes the views of one scene agree.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -40,6 +41,7 @@ def svgd(
     bandwidth: Bandwidth = "median",
     normalize: bool = True,
     kernel: Kernel = "rbf",
+    feature: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "n c h w"]:
     r"""Stein variational descent (Liu and Wang, 1608.04471) as CSD applies it (Kim et al., 2307.04787).
 
@@ -57,12 +59,23 @@ def svgd(
     1 / (N + 1) off the diagonal. The published step is then about `(s_i + mean_j s_j) / (N + 1)`, which
     shrinks as particles are added; the normalised one about `(s_i + mean_j s_j) / 2`, whatever their number.
 
+    With a feature `f` the kernel is one of `f(x_i)`, `d2_ij = |f(x_i) - f(x_j)|^2`, and with the Jacobian
+    `J_i` of f at `x_i`
+
+        g_i = a_i [ sum_j K_ij s_j  -  J_i^T sum_j R_ij (f(x_i) - f(x_j)) ]
+
+    The second term is the derivative with respect to the first argument, `sum_j dK_ij / dx_i`, as in CSD's
+    released code. Stein's operator has `- dK_ij / dx_j`, which is the same as long as the kernel depends on
+    `x_i - x_j` alone. With a feature it would carry over to view i where view j differs, whereas this moves
+    every view's own feature away from the others'. In the limit of f(x) = x both are the formula above.
+
     Args:
         residuals: scores `s_i`, of any floating dtype.
-        particles: noisy latents `x_i`.
+        particles: noisy latents `x_i`; with a feature of pictures, clean ones.
         bandwidth: see `stein_kernel`.
         normalize: see above.
         kernel: see `stein_kernel`.
+        feature: f, from (n, c, h, w) to (n, ...), differentiable, each row of its own particle.
 
     Returns:
         The direction for descent, before the weight w(t), in the dtype of `residuals`.
@@ -70,30 +83,53 @@ def svgd(
     Raises:
         InputError: a bandwidth that cannot be used, see `stein_kernel`.
     """
-    return stein_direction(residuals, particles, *stein_kernel(particles, bandwidth, kernel), normalize)
+    features, pull_back = described(particles, feature)
+    matrices = stein_kernel(features, bandwidth, kernel)
+    return stein_direction(residuals, features, *matrices, normalize, pull_back)
+
+
+def described(
+    particles: Float[Tensor, "n c h w"], feature: Callable[[Tensor], Tensor] | None
+) -> tuple[Float[Tensor, "n ..."], Callable[[Tensor], Tensor]]:
+    """The features of particles, and `v -> J^T v` with the Jacobian of the feature, row by row.
+
+    Without a feature both are the identity. The function can be called once: it uses the graph up.
+    """
+    if feature is None:
+        return particles, lambda vectors: vectors
+    with torch.enable_grad(), torch.autocast(particles.device.type, enabled=False):
+        variable = particles.detach().requires_grad_()
+        features = feature(variable)
+
+    def pull_back(vectors: Tensor) -> Tensor:
+        return torch.autograd.grad(features, variable, vectors.to(features.dtype))[0]
+
+    return features.detach(), pull_back
 
 
 def stein_direction(
     residuals: Float[Tensor, "n c h w"],
-    particles: Float[Tensor, "n c h w"],
+    features: Float[Tensor, "n ..."],
     similarity: Float[Tensor, "n n"],
     repulsion: Float[Tensor, "n n"],
     normalize: bool,
+    pull_back: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, "n c h w"]:
-    """The direction of `svgd` for given kernel matrices K and R, see `stein_kernel`."""
+    """The direction of `svgd` for given kernel matrices K and R, see `stein_kernel` and `described`."""
     row = similarity.sum(1, keepdim=True) if normalize else len(similarity)
     similarity, repulsion = similarity / row, repulsion / row
 
     scores = residuals.flatten(1).double()  # (N, D)
-    x = particles.flatten(1).double()
+    x = features.flatten(1).double()
     x = x - x.mean(0)  # leaves the differences as they are and spares their digits below
     # sum_j R_ij (x_i - x_j), without the (N, N, D) differences
     repelled = x * repulsion.sum(1, keepdim=True) - repulsion @ x
+    repelled = pull_back(repelled.view_as(features)).flatten(1).double()
     return (similarity @ scores - repelled).view_as(residuals).to(residuals.dtype)
 
 
 def stein_kernel(
-    particles: Float[Tensor, "n c h w"], bandwidth: Bandwidth = "median", kernel: Kernel = "rbf"
+    particles: Float[Tensor, "n ..."], bandwidth: Bandwidth = "median", kernel: Kernel = "rbf"
 ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
     r"""A kernel of flattened particles, `d2_ij = |x_i - x_j|^2`, and the weights `R_ij` of its derivative.
 
@@ -101,7 +137,7 @@ def stein_kernel(
     autocast nor TF32 gets at it.
 
     Args:
-        particles: `x_i`.
+        particles: `x_i`, or features of them.
         bandwidth:
             "median": `gamma = ln(N + 1) / median_{i<j} d2_ij`, the median heuristic over pairs of different
             particles. When it is zero, because there is one particle or most coincide, gamma is 0 and K all

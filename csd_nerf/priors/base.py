@@ -88,7 +88,11 @@ class Prior(ABC):
 
     @abstractmethod
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
-        """Pictures of scaled latents, clamped to 0..1; no gradient."""
+        """Pictures of scaled latents, clamped to 0..1; differentiable with respect to the latents.
+
+        Works through `vae_batch_size` pictures at a time and recomputes them in the backward pass, as
+        `encode` does.
+        """
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:

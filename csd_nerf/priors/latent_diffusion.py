@@ -82,14 +82,8 @@ class LatentDiffusion(Prior):
     def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
         return self._posterior_mode(images) * self.scaling_factor
 
-    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
-        pictures = []
-        with self._own_precision():
-            for batch in latents.split(self.vae_batch_size):
-                unscaled = batch.to(self.vae.dtype) / self.scaling_factor
-                pictures.append(self.vae.decode(unscaled).sample.float())
-        return (torch.cat(pictures) / 2 + 0.5).clamp(0, 1)
+        return self._batched(self._decode_batch, latents / self.scaling_factor).clamp(0, 1)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:
@@ -162,8 +156,12 @@ class LatentDiffusion(Prior):
 
     def _posterior_mode(self, images: Tensor) -> Tensor:
         self._check_size(images)
-        batches = images.split(self.vae_batch_size)
-        return torch.cat([checkpoint(self._encode_batch, batch, use_reentrant=False) for batch in batches])
+        return self._batched(self._encode_batch, images)
+
+    def _batched(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """A part of the VAE, in micro-batches that the backward pass computes again."""
+        batches = inputs.split(self.vae_batch_size)
+        return torch.cat([checkpoint(function, batch, use_reentrant=False) for batch in batches])
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
@@ -178,6 +176,10 @@ class LatentDiffusion(Prior):
     def _encode_batch(self, images: Tensor) -> Tensor:
         with self._own_precision():
             return self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode().float()
+
+    def _decode_batch(self, unscaled: Tensor) -> Tensor:
+        with self._own_precision():
+            return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         tokenizer, encoder = self._load_text()
