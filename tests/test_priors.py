@@ -237,9 +237,9 @@ def test_the_text_encoder_is_dropped_and_its_results_kept(pipeline, monkeypatch)
     load_text = prior._load_text
 
     def recording_load():
-        tokenizer, encoder = load_text()
-        loaded.append(weakref.ref(encoder))
-        return tokenizer, encoder
+        models = load_text()
+        loaded.extend(weakref.ref(encoder) for _, encoder in models)
+        return models
 
     monkeypatch.setattr(prior, "_load_text", recording_load)
     first = prior.embed([PROMPT, "", PROMPT])
@@ -297,8 +297,8 @@ def test_models_of_another_kind_are_refused(folder: Path) -> None:
     edit_json(folder / "unet/config.json", in_channels=9)
     with pytest.raises(InputError, match="neither(.|\n)*8 and 4(.|\n)*9 input channels and 4 latent"):
         check_prior(str(folder))
-    edit_json(folder / "unet/config.json", in_channels=4, addition_embed_type="text_time")
-    with pytest.raises(InputError, match="more than a prompt(.|\n)*addition_embed_type 'text_time'"):
+    edit_json(folder / "unet/config.json", in_channels=4, class_embed_type="projection")
+    with pytest.raises(InputError, match="more than a prompt(.|\n)*class_embed_type 'projection'"):
         check_prior(str(folder))
 
 

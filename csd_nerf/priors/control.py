@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from csd_nerf.bundled import BUNDLED_CONTROL_NETS
 from csd_nerf.errors import InputError
-from csd_nerf.priors.folder import check_weights, is_image_conditioned, read_json, vae_factor
+from csd_nerf.priors.folder import check_weights, is_image_conditioned, is_xl, read_json, vae_factor
 from csd_nerf.priors.names import find_model
 
 CONTROL_NAMES_HELP = "a folder in diffusers format or a hub id (lllyasviel/sd-controlnet-depth)"
@@ -149,6 +149,13 @@ def _check_kind(prior_folder: Path) -> None:
 
 
 def _check_fit(folder: Path, config: dict[str, Any], prior_folder: Path) -> None:
+    if is_xl(prior_folder) or config.get("addition_embed_type"):
+        raise InputError(
+            "ControlNets of Stable Diffusion XL cannot be used",
+            expected="a ControlNet and a prior of Stable Diffusion 1 or 2",
+            got=f"{folder} beside {prior_folder}",
+            hint="leave out --pipeline.control, or use stable-diffusion-v1-5/stable-diffusion-v1-5",
+        )
     unet = read_json(prior_folder / "unet/config.json")
     wanted = {name: unet.get(name, usual) for name, usual in _SIZES.items()}
     got = {name: config.get(name, usual) for name, usual in _SIZES.items()}

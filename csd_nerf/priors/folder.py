@@ -12,13 +12,15 @@ from csd_nerf.errors import InputError
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folder of each part with weights, and how the weights' file names begin."""
+SECOND_TEXT_ENCODER = "text_encoder_2"
+"""Of SDXL; its tokenizer is in `tokenizer_2`."""
 CONFIGS = (
     "model_index.json",
     *(f"{part}/config.json" for part in WEIGHTS),
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer_config.json",
 )
-VOCABULARIES = (("tokenizer/tokenizer.json",), ("tokenizer/vocab.json", "tokenizer/merges.txt"))
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do: without any, a tokenizer would take every word for an unknown one."""
 REPAIR_HINT = "save the model again with its pipeline's save_pretrained(folder), or download it again"
 
@@ -33,15 +35,22 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
     Raises:
         InputError: naming everything that is missing, or the first file that cannot be read.
     """
-    missing = [name for name in CONFIGS if not (folder / name).is_file()]
+    configs, parts, tokenizers = list(CONFIGS), dict(WEIGHTS), ["tokenizer"]
+    if (folder / "unet/config.json").is_file() and is_xl(folder):
+        configs += [f"{SECOND_TEXT_ENCODER}/config.json", "tokenizer_2/tokenizer_config.json"]
+        parts[SECOND_TEXT_ENCODER] = "model"
+        tokenizers.append("tokenizer_2")
+    missing = [name for name in configs if not (folder / name).is_file()]
     weights = {
         part: list((folder / part).glob(f"{stem}*.safetensors"))
-        for part, stem in WEIGHTS.items()
+        for part, stem in parts.items()
         if with_weights
     }
-    if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
-        missing.append(" or ".join(" and ".join(names) for names in VOCABULARIES))
-    missing += [f"{part}/{WEIGHTS[part]}.safetensors" for part, files in weights.items() if not files]
+    for tokenizer in tokenizers:
+        names = [[f"{tokenizer}/{name}" for name in either] for either in VOCABULARIES]
+        if not any(all((folder / name).is_file() for name in either) for either in names):
+            missing.append(" or ".join(" and ".join(either) for either in names))
+    missing += [f"{part}/{parts[part]}.safetensors" for part, files in weights.items() if not files]
     if missing:
         pickles = " (there are .bin weights, which are not read)" if any(folder.glob("*/*.bin")) else ""
         raise InputError(
@@ -50,13 +59,13 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
             got=f"no {', no '.join(missing)}{pickles}",
             hint=REPAIR_HINT,
         )
-    configs = {name: read_json(folder / name) for name in CONFIGS}
+    contents = {name: read_json(folder / name) for name in configs}
     for files in weights.values():
         for file in files:
             check_weights(file)
-    unet, vae = configs["unet/config.json"], configs["vae/config.json"]
-    check_channels(unet.get("in_channels"), vae.get("latent_channels"))
-    _check_conditions(folder, unet)
+    unet, vae = contents["unet/config.json"], contents["vae/config.json"]
+    image_conditioned = check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+    _check_conditions(folder, unet, image_conditioned)
 
 
 def vae_factor(folder: Path) -> int:
@@ -68,6 +77,11 @@ def is_image_conditioned(folder: Path) -> bool:
     """Whether a folder that was checked holds an InstructPix2Pix; otherwise it is a text-to-image model."""
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+
+
+def is_xl(folder: Path) -> bool:
+    """Whether a folder with a U-Net's config holds a Stable Diffusion XL."""
+    return read_json(folder / "unet/config.json").get("addition_embed_type") == "text_time"
 
 
 def check_channels(unet_channels: int | None, latent_channels: int | None) -> bool:
@@ -91,17 +105,21 @@ def check_channels(unet_channels: int | None, latent_channels: int | None) -> bo
     return unet_channels != latent_channels
 
 
-def _check_conditions(folder: Path, unet: dict[str, Any]) -> None:
-    """Refuse a U-Net that must be told more than the prompt's hidden states (SDXL, upscalers, unCLIP)."""
+def _check_conditions(folder: Path, unet: dict[str, Any], image_conditioned: bool) -> None:
+    """Refuse a U-Net that must be told more than a prompt and a size (upscalers, unCLIP, an XL that edits)."""
     more = [
-        name for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type") if unet.get(name)
+        name
+        for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
+        if unet.get(name)
+        and (image_conditioned or (name, unet[name]) != ("addition_embed_type", "text_time"))
     ]
     if more:
         raise InputError(
             f"the U-Net in {folder} must be told more than a prompt",
-            expected="a U-Net that takes hidden states of one CLIP text encoder (Stable Diffusion 1 or 2)",
+            expected="an InstructPix2Pix or Stable Diffusion 1 or 2 with one CLIP text encoder, or a "
+            "text-to-image Stable Diffusion XL",
             got=" and ".join(f"{name} {unet[name]!r}" for name in more) + " in its config",
-            hint="use another model; SDXL and its kin cannot be used",
+            hint="use another model",
         )
 
 

@@ -11,7 +11,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from csd_nerf.errors import InputError
 from csd_nerf.priors.attention import recorded_self_attention, up_block_self_attention
@@ -20,7 +20,7 @@ from csd_nerf.priors.folder import check_channels
 
 log = logging.getLogger(__name__)
 
-TextModels = tuple[CLIPTokenizer, CLIPTextModel]
+TextModels = Sequence[tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProjection]]
 
 
 class LatentDiffusion(Prior):
@@ -32,7 +32,8 @@ class LatentDiffusion(Prior):
     Args:
         unet: U-Net; how many channels it takes beside the noisy latents is the subclass's matter.
         vae: autoencoder; its `scaling_factor` applies to the latents.
-        load_text: loads tokenizer and text encoder; called when a new prompt comes, nothing of it is kept.
+        load_text: loads the tokenizer and the text encoder, a pair of which there is one unless the subclass
+            says otherwise; called when a new prompt comes, nothing of it is kept.
         schedule: noise levels the U-Net was trained with.
         prediction_type: what the U-Net predicts, "epsilon" or "v_prediction".
         unet_batch_size, vae_batch_size: most rows, pictures, to go through at once.
@@ -182,7 +183,12 @@ class LatentDiffusion(Prior):
             return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
-        tokenizer, encoder = self._load_text()
+        ((tokenizer, encoder),) = self._load_text()
+        encoder = encoder.eval().to(self.device)
+        with self._own_precision():
+            return encoder(self._tokens(tokenizer, prompts)).last_hidden_state.float()
+
+    def _tokens(self, tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
         limit = tokenizer.model_max_length
         for prompt, tokens in zip(prompts, tokenizer(prompts).input_ids, strict=True):
             if len(tokens) > limit:
@@ -190,9 +196,7 @@ class LatentDiffusion(Prior):
         tokens = tokenizer(
             prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
         )
-        encoder = encoder.eval().to(self.device)
-        with self._own_precision():
-            return encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
+        return tokens.input_ids.to(self.device)
 
     def _own_precision(self) -> torch.autocast:
         """Keep a caller's autocast from choosing other precisions than those of the models."""

@@ -24,7 +24,16 @@ from csd_nerf.priors.control import (
     check_control,
     check_control_folder,
 )
-from csd_nerf.priors.folder import CONFIGS, REPAIR_HINT, WEIGHTS, check_folder, is_image_conditioned
+from csd_nerf.priors.folder import (
+    CONFIGS,
+    REPAIR_HINT,
+    SECOND_TEXT_ENCODER,
+    WEIGHTS,
+    check_folder,
+    is_image_conditioned,
+    is_xl,
+    read_json,
+)
 from csd_nerf.priors.names import find_model
 
 if TYPE_CHECKING:
@@ -69,7 +78,8 @@ def load_prior(
     compile_unet: bool = False,
     control: ControlConfig = NO_CONTROL,
 ) -> Prior:
-    """Load a prior: an `InstructPix2Pix` or a `StableDiffusion`, whichever the model is, or a `ControlNet`.
+    """Load a prior: an `InstructPix2Pix`, a `StableDiffusion` or a `StableDiffusionXL`, whichever the model
+    is, or a `ControlNet`.
 
     Args:
         name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
@@ -96,6 +106,7 @@ def load_prior(
     from csd_nerf.priors.control_net import ControlNet
     from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
     from csd_nerf.priors.stable_diffusion import StableDiffusion
+    from csd_nerf.priors.stable_diffusion_xl import StableDiffusionXL
 
     # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
     scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
@@ -111,6 +122,9 @@ def load_prior(
     unet = _place(_load_weights(UNet2DConditionModel, folder, "unet", dtype), device, compile_unet)
     vae = _load_weights(AutoencoderKL, folder, "vae", torch.float32)
     kind: Callable[..., Prior] = InstructPix2Pix if is_image_conditioned(folder) else StableDiffusion
+    if is_xl(folder):
+        index = read_json(folder / "model_index.json")
+        kind = partial(StableDiffusionXL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
     if control_folder is not None and control.picture != "none":
         net = _place(_load_weights(ControlNetModel, control_folder, None, dtype), device, compile_unet)
         kind = partial(ControlNet, control_net=net, picture=control.picture, control_scale=control.scale)
@@ -148,11 +162,19 @@ def _load_weights(model: Any, folder: Path, part: str | None, dtype: torch.dtype
 
 
 def _load_text(folder: Path) -> TextModels:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+    parts: list[tuple[str, str, Any]] = [("tokenizer", "text_encoder", CLIPTextModel)]
+    if is_xl(folder):
+        parts.append(("tokenizer_2", SECOND_TEXT_ENCODER, CLIPTextModelWithProjection))
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
+        return [
+            (
+                CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer),
+                model.from_pretrained(folder, subfolder=part, use_safetensors=True).float(),
+            )
+            for tokenizer, part, model in parts
+        ]
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the tokenizer or text encoder in {folder} cannot be loaded",
@@ -160,14 +182,14 @@ def _load_text(folder: Path) -> TextModels:
             got=str(error).strip()[:300],
             hint=REPAIR_HINT,
         ) from error
-    return tokenizer, encoder.float()
 
 
 def _download(hub_id: str) -> Path:
     """The folder of a hub model in the local cache, fetched as far as it is not there yet."""
     # Repositories also hold half-precision copies and single-file checkpoints, which are left there.
-    configs = [*CONFIGS, "tokenizer/*"]
-    weights = [f"{part}/{stem}{ending}" for part, stem in WEIGHTS.items() for ending in _WEIGHT_ENDINGS]
+    configs = [*CONFIGS, f"{SECOND_TEXT_ENCODER}/config.json", "tokenizer/*", "tokenizer_2/*"]
+    stems = {**WEIGHTS, SECOND_TEXT_ENCODER: "model"}
+    weights = [f"{part}/{stem}{ending}" for part, stem in stems.items() for ending in _WEIGHT_ENDINGS]
     check_folder(_fetch(hub_id, configs), with_weights=False)  # before gigabytes are fetched
     folder = _fetch(hub_id, configs + weights)
     check_folder(folder)
