@@ -106,12 +106,12 @@ def check_channels(unet_channels: int | None, latent_channels: int | None) -> bo
 
 
 def _check_conditions(folder: Path, unet: dict[str, Any], image_conditioned: bool) -> None:
-    """Refuse a U-Net that must be told more than a prompt and a size (upscalers, unCLIP, an XL that edits)."""
+    """Refuse a U-Net that must be told more than a prompt and a size: upscalers, unCLIP, an XL that edits."""
+    known = {} if image_conditioned else {"addition_embed_type": "text_time"}
     more = [
         name
         for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
-        if unet.get(name)
-        and (image_conditioned or (name, unet[name]) != ("addition_embed_type", "text_time"))
+        if unet.get(name) not in (None, known.get(name))
     ]
     if more:
         raise InputError(

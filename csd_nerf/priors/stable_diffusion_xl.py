@@ -16,13 +16,13 @@ from csd_nerf.priors.stable_diffusion import StableDiffusion
 class StableDiffusionXL(StableDiffusion):
     """A U-Net that is told the prompt by two encoders, as words and as a whole, and the picture's size.
 
-    An embedding is the words' hidden states, both encoders' side by side, and in one more row the second
-    encoder's vector for the prompt as a whole, filled up with zeros: of a prompt's size, no more need be said.
-    The size told is that of the views, uncropped.
+    An embedding has a row for each token, both encoders' hidden states side by side, and one more with the
+    second encoder's vector for the prompt as a whole, filled up with zeros. So it is still one tensor a
+    prompt, which nobody but this class looks into. The size told is that of the views, uncropped.
 
     Args:
         empty_is_zero: whether the empty prompt is zeros, rather than what the encoders make of no words.
-        parts: of `LatentDiffusion`; `load_text` gives two tokenizers and encoders, the second with projection.
+        parts: of `LatentDiffusion`; `load_text` gives two pairs, the second encoder with projection.
     """
 
     def __init__(self, *, empty_is_zero: bool, **parts: Any) -> None:
