@@ -54,9 +54,7 @@ class StableDiffusionXL(StableDiffusion):
         text: Float[Tensor, "m l d"],
     ) -> Float[Tensor, "m c h w"]:
         height, width = (side * self.vae_factor for side in rows.shape[-2:])
-        told = text.new_tensor(
-            [height, width, 0, 0, height, width]
-        )  # original size, corner of the crop, size
+        told = text.new_tensor([height, width, 0, 0, height, width])  # original size, crop's corner, size
         return unet(
             rows,
             timestep,
