@@ -161,6 +161,18 @@ def test_velocity_is_turned_into_noise(
     torch.testing.assert_close(noise, alpha * velocity + sigma * noisy, rtol=1e-4, atol=1e-5)
 
 
+def test_bfloat16_is_near_float32(
+    prior: ControlNet, text_to_image_folder: Path, control_net_folder: Path, depth: Tensor, generator
+) -> None:
+    noisy = torch.randn(3, 4, 8, 12, generator=generator)
+    control = ControlConfig(str(control_net_folder), "depth")
+    half = load_prior(str(text_to_image_folder), device="cpu", dtype=torch.bfloat16, control=control)
+    assert isinstance(half, ControlNet) and half.control_net.dtype == torch.bfloat16
+    answer = predict(half, noisy, half.condition(depth))
+    expected = predict(prior, noisy, prior.condition(depth))
+    torch.testing.assert_close(answer, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("residual", ["sds", "dds", "pds"])
 def test_residuals_show_every_branch_its_view(
     prior: ControlNet, depth: Tensor, generator, residual: str
