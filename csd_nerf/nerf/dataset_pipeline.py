@@ -137,7 +137,8 @@ class DatasetEditPipeline(BaseEditPipeline):
     @torch.no_grad()
     def _update(self, indices: list[int], step: int) -> None:
         """Replace the training pictures of some cameras by edits of the scene as it is now."""
-        edit, prior = self._begun(), self._begun().prior
+        edit = self._begun()
+        prior = edit.prior
         if len(indices) > 1:
             CONSOLE.print(f"Step {step}: editing {len(indices)} training views")
         with torch.autocast(self.device.type, enabled=False):
