@@ -1,11 +1,13 @@
 """Train a captured scene, edit it by every instruction whose answer is known, and measure the gain.
 
     python benchmarks/captured_edits.py --out results/bear            # the scene `bear`, two CPU cores
+    python benchmarks/captured_edits.py --out results/bear --method in2n-baseline --edits night
 
 For each instruction the exact operator (`csd_nerf.scenes.operators`) of the evaluation photos is the
 answer; the gain is the rise in PSNR of the evaluation renders towards it. The painting has no exact
 operator: for it the table has the distance of the colour statistics to those of painted pictures.
-Everything runs through `ns-train`, as a user would; what is there already is not run again.
+Everything runs through `ns-train`, as a user would, with the recipe `tiny`; what is there already is not run
+again. `unet_evaluations` in the results are those of the whole edit, by which methods compare.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ from csd_nerf.scenes.operators import (  # noqa: E402
 from training.photos import shared_folder  # noqa: E402
 
 TINY_SCENE: Any = METHODS["csd-nerfacto-tiny"]
-TINY_EDIT: Any = METHODS["csd-edit-tiny"]
 SHARED = shared_folder()
 
 
@@ -49,25 +50,27 @@ class Options:
     """Folder for runs, pictures and results.json."""
     data: Path = SHARED / "data" / "scenes" / "bear"
     """A captured scene."""
+    method: Literal["csd-edit-tiny", "csd-edit", "csd-edit-dataset", "in2n-baseline"] = "csd-edit-tiny"
+    """How the scene is edited, by a method that takes instructions."""
     edits: tuple[str, ...] = ("night", "winter", "autumn", "sketch", "sepia", "painting", "tint")
     """Which instructions."""
     prior: str = "tiny-instruct"
     """Which prior."""
     scene_steps: int = TINY_SCENE.max_num_iterations
     """Training steps of the scene."""
-    steps: int = TINY_EDIT.max_num_iterations
-    """Edit steps."""
-    text_guidance: float = TINY_EDIT.pipeline.objective.text_guidance
+    steps: int | None = None
+    """Edit steps; None is as many as the method has with the recipe."""
+    text_guidance: float | None = None
     """Text guidance of every edit."""
     size: int = 128
     """Side of the evaluation renders, in pixels."""
     seed: int = 42
     """Of scene and edits."""
-    gradient_share: float = TINY_EDIT.pipeline.gradient_share
-    """Share of the pixels that sends its gradient back."""
-    transport: Literal["svgd", "independent"] = "svgd"
-    """Whether the views share their scores."""
-    max_timestep: float = TINY_EDIT.pipeline.objective.max_timestep
+    gradient_share: float | None = None
+    """Share of the pixels that sends its gradient back; csd-edit alone."""
+    transport: Literal["svgd", "independent"] | None = None
+    """Whether the views share their scores; not for in2n-baseline."""
+    max_timestep: float | None = None
     """Most noise, as a fraction of the schedule; the ambiguous tint needs up to 0.98."""
 
 
@@ -79,29 +82,48 @@ def main(options: Options) -> None:
     )  # fmt: skip
     results: dict[str, dict[str, float | str]] = {"scene": {"seconds": seconds}}
     for name in options.edits:
-        run = options.out / name / "csd-edit-tiny" / "run"
+        run = options.out / name / options.method / "run"
         seconds = ns_train(
-            run, options, "csd-edit-tiny", "--load-dir", str(scene), "--prompt", instruction(name),
-            "--max-num-iterations", str(options.steps), "--pipeline.prior", options.prior,
-            "--pipeline.objective.text-guidance", str(options.text_guidance),
-            "--pipeline.gradient-share", str(options.gradient_share),
-            "--pipeline.objective.transport", options.transport,
-            "--pipeline.objective.max-timestep", str(options.max_timestep),
+            run, options, options.method, "--load-dir", str(scene), "--prompt", instruction(name),
+            *edit_arguments(options),
         )  # fmt: skip
         photos, before, after = evaluation_views(run, options.size)
         results["scene"]["psnr"] = psnr(before, photos)
         results[name] = {
             "instruction": instruction(name),
             "seconds": seconds,
+            "unet_evaluations": unet_evaluations(run),
             **measure(name, photos, before, after),
         }
         rows = [photos[:4], before[:4], after[:4]]
         if name in OPERATORS:
             rows.append(OPERATORS[name].apply(photos[:4]))
-        save_png(sheet(rows), options.out / f"{name}.png")
+        save_png(sheet(rows), options.out / f"{name}-{options.method}.png")
         print(name, results[name], flush=True)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1))
+    (options.out / f"results-{options.method}.json").write_text(json.dumps(results, indent=1))
     print(json.dumps(results, indent=1))
+
+
+def edit_arguments(options: Options) -> list[str]:
+    """Options of the edit that were given, as arguments of `ns-train`."""
+    guidance = METHODS[options.method].pipeline.guidance_option
+    given = {
+        "--max-num-iterations": options.steps,
+        "--pipeline.prior": options.prior,
+        f"{guidance}.text-guidance": options.text_guidance,
+        f"{guidance}.max-timestep": options.max_timestep,
+        "--pipeline.gradient-share": options.gradient_share,
+        "--pipeline.objective.transport": options.transport,
+    }
+    recipe = [] if options.method == "csd-edit-tiny" else ["--recipe", "tiny"]
+    return recipe + [
+        argument for flag, value in given.items() if value is not None for argument in (flag, str(value))
+    ]
+
+
+def unet_evaluations(run: Path) -> int:
+    """Rows that went through the U-Net in an edit, from its last checkpoint."""
+    return read_checkpoint(find_run(run).checkpoint)["pipeline"]["_extra_state"]["unet_evaluations"]
 
 
 def instruction(name: str) -> str:
@@ -121,7 +143,7 @@ def ns_train(run: Path, options: Options, method: str, *arguments: str) -> float
             "--machine.seed", str(options.seed),
         ]  # fmt: skip
         start = time.time()
-        with open(options.out / f"{experiment}.log", "w") as log:
+        with open(options.out / f"{experiment}-{method}.log", "w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
         timing.write_text(f"{time.time() - start:.1f}")
     return float(timing.read_text())

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional, Protocol, Type  # noqa: UP035 - forms that tyro resolves
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Optional, Protocol, Type  # noqa: UP035 - forms that tyro resolves
 
 import torch
 import tyro
@@ -72,6 +72,14 @@ class BaseEditPipelineConfig(VanillaPipelineConfig):
     """Frames of the turntable video written at the end; 0 writes none."""
     source_checkpoint: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
     """Checkpoint of the scene before the edit; recorded from --load-dir."""
+
+    memory_options: ClassVar[tuple[str, ...]] = (
+        "unet-batch-size",
+        "vae-batch-size",
+        "render-size",
+        "picture-size",
+    )
+    """Options of the pipeline that bound memory, in the order in which to turn them down."""
 
     @property
     @abstractmethod
@@ -157,6 +165,7 @@ class BaseEditPipeline(VanillaPipeline):
         self.image_guidance = ViewerNumber("Image guidance", config.guidance.image_guidance)
         self.reset = ViewerButton("Reset to source", cb_hook=lambda _: self._reset_to_source())
         self._edit: RunningEdit | None = None
+        self._evaluations_before = 0
 
     # ---------------------------------------------------------------- state
 
@@ -167,7 +176,8 @@ class BaseEditPipeline(VanillaPipeline):
             self.set_extra_state(loaded_state["_extra_state"])
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the viewer may have changed, beside what the configuration said: saved with a checkpoint."""
+        """Saved with a checkpoint: what the viewer may have changed, beside what the configuration said, and
+        the work done."""
         return {
             "configured": self._configured(),
             "current": {
@@ -175,10 +185,14 @@ class BaseEditPipeline(VanillaPipeline):
                 "text_guidance": float(self.text_guidance.value),
                 "image_guidance": float(self.image_guidance.value),
             },
+            "unet_evaluations": self.unet_evaluations,
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what the viewer had changed, except where the command line now says otherwise."""
+        """Take over what the viewer had changed, except where the command line now says otherwise, and count
+        on from the work done."""
+        # Absent from edits that were saved before it was counted.
+        self._evaluations_before = state.get("unet_evaluations", 0)
         configured = self._configured()
         for name, value in state["current"].items():
             if state["configured"][name] == configured[name]:
@@ -200,6 +214,11 @@ class BaseEditPipeline(VanillaPipeline):
         }
 
     # ---------------------------------------------------------------- the edit
+
+    @property
+    def unet_evaluations(self) -> int:
+        """Rows that went through the U-Net since the edit began; by it, methods compare at equal cost."""
+        return self._evaluations_before + (self._edit.prior.unet_evaluations if self._edit else 0)
 
     def begin_edit(self, source: Mapping[str, Any], *, seed: int, max_steps: int, origin: str) -> None:
         """Load the source scene and the diffusion model; draw the `before` pictures.

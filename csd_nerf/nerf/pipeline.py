@@ -3,7 +3,7 @@ back into the field."""
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, ClassVar, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class EditPipelineConfig(BaseEditPipelineConfig):
     """Share of each view's pixels, drawn at random, that sends its gradient back (unbiased). 1 is all."""
     rays_per_chunk: int = 16384
     """Rays rendered at a time; bounds the renderer's memory whatever the number of views."""
+
+    memory_options: ClassVar[tuple[str, ...]] = (
+        "unet-batch-size", "rays-per-chunk", "vae-batch-size", "particles", "render-size", "picture-size",
+    )  # fmt: skip
 
     @property
     def guidance(self) -> ObjectiveConfig:
@@ -114,7 +118,8 @@ class EditPipeline(BaseEditPipeline):
             "interlevel_loss": self.model.config.interlevel_loss_mult * views.interlevel,
             "distortion_loss": self.model.config.distortion_loss_mult * views.distortion,
         }
-        metrics = {name: torch.tensor(float(value)) for name, value in distilled.statistics.items()}
+        statistics = {**distilled.statistics, "unet_evaluations_total": self.unet_evaluations}
+        metrics = {name: torch.tensor(float(value)) for name, value in statistics.items()}
         return {}, losses, metrics
 
     def _render(self, indices: list[int]) -> RenderedViews:

@@ -1,12 +1,14 @@
 """Trainers that check their input first; the edit's own start, resume and failure handling."""
 
+import copy
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
@@ -22,6 +24,7 @@ from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.control import check_control
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
 from csd_nerf.priors.loading import check_prior
+from csd_nerf.recipes import apply_recipe, options_given
 
 NON_FINITE_STEPS_IN_A_ROW = 5
 """So many skipped steps in a row end the edit: it will not recover by itself."""
@@ -67,6 +70,9 @@ class EditTrainerConfig(SceneTrainerConfig):
     _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
     pipeline: BaseEditPipelineConfig = field(default_factory=BaseEditPipelineConfig)
     """The edit."""
+    recipe: Optional[str] = None  # noqa: UP045
+    """Settings for a machine, a scene or a task: `tiny` (two CPU cores, with the bundled priors), or a YAML
+    file. Options given beside it win."""
 
     def check(self) -> None:
         """Find the source run, complete this configuration from it, and refuse what cannot work.
@@ -75,18 +81,25 @@ class EditTrainerConfig(SceneTrainerConfig):
         is then continued with its own settings except for those given anew.
 
         Raises:
-            InputError: for a missing or empty prompt, run, dataset or prior, or a device that is absent.
+            InputError: for a missing or empty prompt, run, dataset or prior, a recipe that does not fit, or a
+                device that is absent.
         """
         from csd_nerf.nerf.methods import METHODS
 
-        check_device(self.machine.device_type)
-        self._take_prompt()
-        run = find_run(self._run_path(), self.load_step)
         default: Any = METHODS[str(self.method_name)]
+        self._take_prompt()
+        self._take_recipe(self, default)
+        self.pipeline.prompt = self.pipeline.prompt or self.prompt or ""  # a recipe may have either
+        run = find_run(self._run_path(), self.load_step)
         if isinstance(run.config, EditTrainerConfig):
+            if run.config.recipe == self.recipe:
+                # What the recipe says counts as not given: the edit was begun with it, and with more.
+                default = copy.deepcopy(default)
+                self._take_recipe(default, METHODS[str(self.method_name)])
             self._continue_edit(run, run.config, default)
         else:
             self._begin_from_scene(run, default)
+        check_device(self.machine.device_type)
         self.load_dir, self.load_checkpoint = None, run.checkpoint
         self.data = self.data or self.pipeline.datamanager.data
         self.pipeline.datamanager.data = self.data
@@ -161,8 +174,8 @@ class EditTrainerConfig(SceneTrainerConfig):
         for name in _CONTINUED:
             if getattr(self, name) == getattr(default, name):
                 setattr(self, name, getattr(saved, name))
+        self.recipe = self.recipe or saved.recipe
         self.machine = adopt(self.machine, default.machine, saved.machine)
-        check_device(self.machine.device_type)
         CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
 
     def _take_prompt(self) -> None:
@@ -177,6 +190,11 @@ class EditTrainerConfig(SceneTrainerConfig):
                 hint="leave all but one out",
             )
         self.pipeline.prompt, model.prompt = next(iter(given), ""), None
+
+    def _take_recipe(self, config: "EditTrainerConfig", usual: TrainerConfig) -> None:
+        if self.recipe is not None:
+            given = options_given(sys.argv[1:])
+            apply_recipe(config, usual, str(self.method_name), self.recipe, given)
 
     def _run_path(self) -> Path:
         path = self.load_dir or self.load_checkpoint
@@ -193,10 +211,13 @@ class EditTrainerConfig(SceneTrainerConfig):
 class SceneTrainer(Trainer):
     """nerfstudio's trainer, which names the settings to turn down when memory runs out."""
 
-    memory_settings: tuple[str, ...] = (
-        "--pipeline.datamanager.train-num-rays-per-batch",
-        "--pipeline.model.eval-num-rays-per-chunk",
-    )
+    @property
+    def memory_settings(self) -> tuple[str, ...]:
+        """Options that bound memory, in the order in which to turn them down."""
+        return (
+            "--pipeline.datamanager.train-num-rays-per-batch",
+            "--pipeline.model.eval-num-rays-per-chunk",
+        )
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build everything; unusable input and too little memory end the program with a message."""
@@ -233,14 +254,11 @@ class EditTrainer(SceneTrainer):
 
     config: EditTrainerConfig
     pipeline: BaseEditPipeline
-    memory_settings = (
-        "--pipeline.unet-batch-size",
-        "--pipeline.rays-per-chunk",
-        "--pipeline.vae-batch-size",
-        "--pipeline.particles",
-        "--pipeline.render-size",
-        "--pipeline.picture-size",
-    )
+
+    @property
+    def memory_settings(self) -> tuple[str, ...]:
+        """Options that bound memory, in the order in which to turn them down."""
+        return tuple(f"--pipeline.{name}" for name in self.config.pipeline.memory_options)
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build the pipeline and load source scene, prior and, for a resume, the edit so far."""
@@ -352,6 +370,6 @@ def check_device(device_type: str) -> None:
             f"there is no {device_type} device",
             expected=f"a device for --machine.device-type {device_type}",
             got=f"only {', '.join(name for name, there in present.items() if there)}",
-            hint="use the -tiny method, made for a CPU (csd-nerfacto-tiny, csd-edit-tiny), "
+            hint="use what is made for a CPU (csd-nerfacto-tiny, and --recipe tiny for an edit), "
             "or --machine.device-type cpu",
         )
