@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
 from nerfstudio.models.nerfacto import NerfactoModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -79,6 +81,59 @@ def render_views(
         interlevel=torch.stack(interlevel).sum() / count,
         distortion=torch.stack(distortion).sum() / count,
     )
+
+
+@torch.no_grad()
+def render_still(
+    model: NerfactoModel,
+    cameras: Cameras,
+    index: int,
+    *,
+    inside: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
+    """A view as `render_views` draws it, without gradient and without chance: no sample is jittered.
+
+    Args:
+        model: in training mode, on the cameras' device.
+        cameras: of the whole training split; their index selects the pose correction.
+        index: of the view.
+        inside: which positions (R, S, 3) are in a part of space, (R, S).
+
+    Returns:
+        The image, 0..1, and the share of each pixel's rendering weights that is inside; nothing is inside
+        where it was not asked for.
+    """
+    rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
+    height, width = rays.shape
+    rays = rays.flatten()
+    size = model.config.eval_num_rays_per_chunk
+    colours, shares = [], []
+    with _still(model), torch.autocast(model.device.type, enabled=False):
+        for chunk in _chunks(torch.arange(len(rays), device=rays.origins.device), size):
+            outputs = model(rays[chunk])
+            colours.append(outputs["rgb"].float())
+            weights = outputs["weights_list"][-1].float()  # (R, S, 1)
+            if inside is None:
+                shares.append(weights.new_zeros(len(chunk), 1))
+            else:
+                positions = outputs["ray_samples_list"][-1].frustums.get_positions()
+                shares.append((weights * inside(positions)[..., None]).sum(1))
+    image = torch.cat(colours).view(height, width, 3).permute(2, 0, 1).clamp(0, 1)
+    return image, torch.cat(shares).view(1, height, width).clamp(0, 1)
+
+
+@contextmanager
+def _still(model: NerfactoModel) -> Iterator[None]:
+    """Training mode, for the pose correction and the samples, but for what is drawn at random in it."""
+    parts: tuple[nn.Module, ...] = (model.proposal_sampler, model.field)
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
 
 
 def train_proposals_always(model: NerfactoModel) -> None:
