@@ -226,7 +226,8 @@ class BaseEditPipeline(VanillaPipeline):
             origin: the source checkpoint, for error messages.
 
         Raises:
-            InputError: when the scene, the region, the prior, the render size or the number of views do not fit.
+            InputError: when the scene, the region, the prior, the render size or the number of views do not
+                fit.
         """
         from csd_nerf.priors import load_prior  # pulls in diffusers and transformers
 

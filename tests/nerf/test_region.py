@@ -14,17 +14,29 @@ import numpy as np
 import pytest
 import torch
 from nerf_runs import make_config, run
+from nerfstudio.field_components.field_heads import FieldHeadNames
 from PIL import Image
 from test_bad_input import refusal
 
 from csd_nerf.distillation.objective import Distilled, Objective
 from csd_nerf.nerf.region import RegionViews, _spread, read_mask
 from csd_nerf.nerf.region_box import Box
+from csd_nerf.nerf.rendering import render_still
 from csd_nerf.scenes.still_life import OBJECT_NAMES
 
 Make = Any
 
 THINGS = [number for number, name in enumerate(OBJECT_NAMES) if name not in ("background", "table")]
+
+
+@pytest.fixture(scope="module")
+def scene_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for longer than the other tests' scene, for there must be surfaces."""
+    config = make_config(
+        "csd-nerfacto-tiny", tmp_path_factory.mktemp("scene"), dataset, max_num_iterations=300,
+        timestamp="scene", pipeline__datamanager__train_num_rays_per_batch=512,
+    )  # fmt: skip
+    return run(config).base_dir
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +70,9 @@ def box_around_the_table(scene_run: Path, radius: float = 1.2) -> dict[str, Any]
 
 
 def renders(pipeline: Any, indices: list[int]) -> torch.Tensor:
+    """Training views of the scene as it is now, without the jitter of a training step."""
     pipeline.model.train()
-    return pipeline._render(indices).images.detach()
+    return torch.stack([render_still(pipeline.model, pipeline._edit.cameras, index)[0] for index in indices])
 
 
 def outside_of(views: RegionViews) -> torch.Tensor:
@@ -139,13 +152,13 @@ def test_inside_the_masks_night_falls_and_outside_the_source_stays(edited_by_mas
     indices = list(range(8))
     views = pipeline._edit.region(indices)
     now = renders(pipeline, indices)
-    inside, outside = (views.inside > 0.99).float(), outside_of(views)
+    outside = outside_of(views)
 
-    def change(where: torch.Tensor) -> float:
-        return float(((now - views.source).abs() * where).sum() / (3 * where.sum()))
+    def darker_where(where: torch.Tensor) -> float:
+        return float(((views.source - now) * where).sum() / (3 * where.sum()))
 
-    assert change(inside) > 3 * change(outside)
-    assert change(outside) < 0.05
+    assert darker_where((views.inside > 0.99).float()) > 0.03 + abs(darker_where(outside))
+    assert float(((now - views.source).abs() * outside).sum() / (3 * outside.sum())) < 0.05
 
 
 def test_a_masks_pixels_are_resampled_as_its_photos(tmp_path: Path) -> None:
@@ -180,22 +193,36 @@ def edited_in_box(scene_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )  # fmt: skip
 
 
-def test_the_box_holds_the_pixels_whose_surface_lies_in_it(edited_in_box: Any, dataset: Path) -> None:
-    """Against the exact depth of the procedural scene, but for what the trained field got wrong."""
-    pipeline = edited_in_box.pipeline
-    train = pipeline.datamanager.train_dataset
-    indices = list(range(len(train)))
-    inside = pipeline._edit.region(indices).inside[:, 0]
-    scale = train._dataparser_outputs.dataparser_scale
-    agree = []
-    for index in indices:
-        depth_file = dataset / "depths" / train.image_filenames[index].name
-        depth = torch.from_numpy(np.asarray(Image.open(depth_file)).astype(np.float32)) * 1e-3 * scale
-        rays = pipeline._edit.cameras.generate_rays(camera_indices=index, keep_shape=True)
-        surface = rays.origins + rays.directions * depth[..., None]
-        exact = pipeline._box.box.contains(surface)
-        agree.append(((inside[index] >= 0.5) == exact).float().mean())
-    assert float(torch.stack(agree).mean()) > 0.9
+def test_the_box_holds_the_pixels_whose_surface_lies_in_it(
+    edited_in_box: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the exact intersections of rays with an opaque ball that takes the place of the scene."""
+    model, cameras = edited_in_box.pipeline.model.train(), edited_in_box.pipeline._edit.cameras
+    middle, radius = torch.tensor([0.0, 0.0, -0.2]), 0.3
+
+    def density(positions: torch.Tensor) -> torch.Tensor:
+        return 1e3 * ((positions - middle).norm(dim=-1, keepdim=True) < radius)
+
+    def ball(samples: Any, compute_normals: bool = False) -> dict[FieldHeadNames, torch.Tensor]:
+        positions = samples.frustums.get_positions()
+        return {FieldHeadNames.RGB: positions.abs(), FieldHeadNames.DENSITY: density(positions)}
+
+    monkeypatch.setattr(model.field, "forward", ball)
+    monkeypatch.setattr(model, "density_fns", [density])
+    box = Box((0.1, 0.0, -0.1), (0.5, 0.4, 0.4), (0.0, 0.0, 0.6))
+    agree, shares = [], []
+    for index in range(0, len(cameras), 3):
+        _, inside = render_still(model, cameras, index, inside=box.contains)
+        rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
+        offset = rays.origins - middle
+        along = (offset * rays.directions).sum(-1)
+        root = along.square() - offset.square().sum(-1) + radius**2
+        surface = rays.origins + rays.directions * (-along - root.clamp(min=0).sqrt())[..., None]
+        exact = (root > 0) & box.contains(surface)
+        agree.append(((inside[0] >= 0.5) == exact).float().mean())
+        shares.append(exact.float().mean())
+    assert min(shares) > 0.02 and max(shares) < 0.5
+    assert float(torch.stack(agree).mean()) > 0.97
 
 
 def test_outside_the_box_the_field_is_the_sources_to_the_bit(edited_in_box: Any) -> None:
@@ -220,10 +247,10 @@ def test_inside_the_box_night_falls_and_outside_the_source_stays(edited_in_box: 
     indices = list(range(8))
     views = pipeline._edit.region(indices)
     now = renders(pipeline, indices)
-    inside, outside = (views.inside > 0.99).float(), outside_of(views)
+    inside, outside = (views.inside > 0.5).float(), outside_of(views)
     darker = float(((views.source - now) * inside).sum() / (3 * inside.sum()))
     squared = float(((now - views.source).square() * outside).sum() / (3 * outside.sum()))
-    assert darker > 0.05
+    assert darker > 0.03
     assert -10 * math.log10(squared) > 30
 
 
@@ -417,5 +444,5 @@ def test_a_prior_is_shown_the_source_outside(edit_config: Make, scene_run: Path,
     views = pipeline._render(indices)
     with torch.no_grad():
         composite = pipeline._edit.region(indices).composite(views.images)
-        expected = pipeline._edit.objective.prior.encode(composite)
+        expected = pipeline._edit.prior.encode(composite)
     torch.testing.assert_close(seen["latents"], expected)
