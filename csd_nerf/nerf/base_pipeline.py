@@ -25,7 +25,10 @@ from torch.nn import Parameter
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig
-from csd_nerf.nerf.rendering import render_depth, train_proposals_always
+from csd_nerf.nerf.region import Region, RegionConfig, RegionViews, check_region
+from csd_nerf.nerf.region_box import BoxControls
+from csd_nerf.nerf.rendering import holding, render_still, train_proposals_always
+from csd_nerf.nerf.source_field import keep_source_field
 from csd_nerf.nerf.views import CameraSampler, turntable_cameras, view_size
 from csd_nerf.priors.control import ControlConfig
 
@@ -54,6 +57,10 @@ class BaseEditPipelineConfig(VanillaPipelineConfig):
     """Number format of the diffusion model; `auto` takes what its device is fast in."""
     control: ControlConfig = field(default_factory=ControlConfig)
     """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
+    region: RegionConfig = field(default_factory=RegionConfig)
+    """Where to edit; the rest is kept."""
+    freeze_geometry: bool = False
+    """Edit colours only: densities stay exactly those of the source. Costs a second field."""
     render_size: int = 512
     """Short side, in pixels, at which views go through the prior: the size it was trained at."""
     unet_batch_size: int = 20
@@ -115,6 +122,7 @@ class BaseEditPipelineConfig(VanillaPipelineConfig):
             require(value >= 0, f"pipeline.{name}", "at least 1, or 0 for none", value)
         size = self.picture_size
         require(size % 2 == 0, "pipeline.picture_size", "an even number, as the video needs", size)
+        self.region.check()
 
     @abstractmethod
     def check_prior(self, *, image_conditioned: bool) -> None:
@@ -159,11 +167,17 @@ class BaseEditPipeline(VanillaPipeline):
     def __init__(self, config: BaseEditPipelineConfig, device: str, **options: Any) -> None:
         super().__init__(config, device, **options)
         train_proposals_always(self.model)
+        self._box = BoxControls(config.region.box()) if config.region.source == "box" else None
+        if self._box or config.freeze_geometry:
+            inside = self._box.contains if self._box else None
+            keep_source_field(self.model, inside=inside, geometry=config.freeze_geometry)
         # Public attributes: the viewer shows them, and their values are what a step uses.
         self.prompt = ViewerText("Prompt", config.prompt)
         self.text_guidance = ViewerNumber("Text guidance", config.guidance.text_guidance)
         self.image_guidance = ViewerNumber("Image guidance", config.guidance.image_guidance)
         self.reset = ViewerButton("Reset to source", cb_hook=lambda _: self._reset_to_source())
+        for name, element in (self._box.elements if self._box else {}).items():
+            setattr(self, name, element)
         self._edit: RunningEdit | None = None
         self._evaluations_before = 0
 
@@ -184,6 +198,7 @@ class BaseEditPipeline(VanillaPipeline):
                 "prompt": self.prompt.value,
                 "text_guidance": float(self.text_guidance.value),
                 "image_guidance": float(self.image_guidance.value),
+                **(self._box.current() if self._box else {}),
             },
             "unet_evaluations": self.unet_evaluations,
         }
@@ -195,8 +210,10 @@ class BaseEditPipeline(VanillaPipeline):
         self._evaluations_before = state.get("unet_evaluations", 0)
         configured = self._configured()
         for name, value in state["current"].items():
-            if state["configured"][name] == configured[name]:
+            if name in configured and state["configured"][name] == configured[name]:
                 getattr(self, name).value = value
+        if self._box:
+            self._box.apply()
 
     def _configured(self) -> dict[str, Any]:
         guidance = self.config.guidance
@@ -204,14 +221,15 @@ class BaseEditPipeline(VanillaPipeline):
             "prompt": self.config.prompt,
             "text_guidance": guidance.text_guidance,
             "image_guidance": guidance.image_guidance,
+            **(self._box.configured() if self._box else {}),
         }
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """Field and proposal networks: an edit leaves the cameras alone."""
-        return {
-            "fields": list(self.model.field.parameters()),
-            "proposal_networks": list(self.model.proposal_networks.parameters()),
-        }
+        """Field and proposal networks, the latter unless geometry is frozen; an edit leaves cameras alone."""
+        groups = {"fields": list(self.model.field.parameters())}
+        if not self.config.freeze_geometry:
+            groups["proposal_networks"] = list(self.model.proposal_networks.parameters())
+        return groups
 
     # ---------------------------------------------------------------- the edit
 
@@ -230,7 +248,8 @@ class BaseEditPipeline(VanillaPipeline):
             origin: the source checkpoint, for error messages.
 
         Raises:
-            InputError: when the scene, the prior, the render size or the number of views do not fit.
+            InputError: when the scene, the region, the prior, the render size or the number of views do not
+                fit.
         """
         from csd_nerf.priors import load_prior  # pulls in diffusers and transformers
 
@@ -239,6 +258,7 @@ class BaseEditPipeline(VanillaPipeline):
         self.model.camera_optimizer.requires_grad_(False)
         cameras = self.datamanager.train_dataset.cameras
         sampler = CameraSampler(cameras, config.views_at_once, seed)
+        check_region(config.region, self.model, self.datamanager.train_dataset, config.render_size)
         prior = load_prior(
             config.prior,
             device=self.device,
@@ -249,15 +269,22 @@ class BaseEditPipeline(VanillaPipeline):
             control=config.control,
         )
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
+        source_weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        train_cameras = self.datamanager.train_cameras(height, width)
+        region = None
+        if config.region.source != "none":
+            where = self._box or self.datamanager.train_dataset
+            region = Region(where, self.model, train_cameras, source_weights)
         self._edit = RunningEdit(
             prior=prior,
             sampler=sampler,
-            cameras=self.datamanager.train_cameras(height, width),
+            cameras=train_cameras,
             height=height,
             width=width,
             seed=seed,
             max_steps=max_steps,
-            source_weights={name: value.cpu().clone() for name, value in self.model.state_dict().items()},
+            source_weights=source_weights,
+            region=region,
         )
         self._prepare(self._edit)
         # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
@@ -287,13 +314,19 @@ class BaseEditPipeline(VanillaPipeline):
     def _source_depth(self, index: int) -> Tensor:
         """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
         edit = self._begun()
-        edited = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(edit.source_weights)
-        rays_per_chunk = self.model.config.eval_num_rays_per_chunk
-        try:
-            return render_depth(self.model, edit.cameras, index, rays_per_chunk=rays_per_chunk)[None]
-        finally:  # also when memory runs out: the trainer then saves the edit so far
-            self.model.load_state_dict(edited)
+        with holding(self.model, edit.source_weights):
+            return render_still(self.model, edit.cameras, index).depth[None]
+
+    def _region(self, indices: list[int]) -> RegionViews | None:
+        """Where these training views are edited; None is everywhere.
+
+        To be called before a step's rendering: what the viewer says of a box comes into force here, and views
+        that are new are drawn with the source scene's weights. Nothing of it is random.
+        """
+        edit = self._begun()
+        if self._box:
+            self._box.apply()
+        return edit.region(indices) if edit.region else None
 
     def _begun(self) -> "RunningEdit":
         if self._edit is None:
@@ -369,8 +402,12 @@ class BaseEditPipeline(VanillaPipeline):
         trainer = attributes.trainer
         if trainer is None or attributes.optimizers is None or self._edit is None:
             return []
+        from csd_nerf.nerf.pictures import save_png
+
         self._edit.optimizers = attributes.optimizers
         folder, max_steps = trainer.base_dir / "pictures", self._edit.max_steps
+        if self._edit.region is not None:
+            save_png(self._edit.region.picture(self.config.picture_views), folder / "region.png")
 
         def at_interval(step: int) -> None:
             done = step + 1
@@ -418,6 +455,7 @@ class RunningEdit:
         seed: with the step number, decides every random choice.
         max_steps: of the whole edit.
         source_weights: of the scene before the edit, on the CPU.
+        region: where to edit; None is everywhere.
         source_latents: latents of the source photos, and `Prior.condition` of them or of the source scene's
             depth, made when first needed.
         before: pictures of the source scene from the evaluation cameras.
@@ -432,6 +470,7 @@ class RunningEdit:
     seed: int
     max_steps: int
     source_weights: dict[str, Tensor]
+    region: Region | None
     source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: Tensor = field(default_factory=lambda: torch.empty(0))
     optimizers: Optimizers | None = None

@@ -170,6 +170,14 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int
             got=f"no {', '.join(sorted(needed - without_lens[0].keys()))} in {len(without_lens)} frames",
             hint="run `ns-process-data` again",
         )
+    masked = sum("mask_path" in frame for frame in frames)
+    if 0 < masked < len(frames):
+        raise InputError(
+            f"some frames of {file} have no mask",
+            expected="a mask_path in every frame, or in none",
+            got=f"{masked} of {len(frames)} frames with one",
+            hint="make the missing masks, or take mask_path out of all frames",
+        )
     for kind, entry in (("images", "file_path"), ("masks", "mask_path")):
         listed = [frame[entry] for frame in frames if entry in frame]
         missing = [name for name in listed if not (file.parent / name).exists()]

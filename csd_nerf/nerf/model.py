@@ -61,7 +61,7 @@ class CsdNerfactoModel(NerfactoModel):
 
         Args:
             pipeline_state: as saved by `VanillaPipeline.state_dict`; stock nerfacto's LPIPS weights
-                are ignored.
+                are ignored. A scene's field is also the source's field of a model that keeps one.
             origin: where it came from, for the error message.
 
         Raises:
@@ -70,6 +70,8 @@ class CsdNerfactoModel(NerfactoModel):
         """
         saved = _scene_weights(pipeline_state)
         own = _scene_weights({f"_model.{name}": value for name, value in self.state_dict().items()})
+        wanted = any(name.startswith("source_field.") for name in own)
+        saved = _with_source_field(saved, wanted=wanted, origin=origin)
         _check_same_shapes(saved, own, origin)
         self.load_state_dict(saved, strict=False)
 
@@ -92,6 +94,22 @@ def _scene_weights(pipeline_state: Mapping[str, Any]) -> dict[str, Tensor]:
         if name.startswith("_model.")
     }
     return {name: value for name, value in model.items() if not name.startswith(("lpips.", "psnr."))}
+
+
+def _with_source_field(weights: dict[str, Tensor], *, wanted: bool, origin: str) -> dict[str, Tensor]:
+    """The weights; the field's are also those of the source's field where one is wanted and none saved."""
+    saved = any(name.startswith("source_field.") for name in weights)
+    if saved and not wanted:
+        raise InputError(
+            f"{origin} is an edit that keeps the field of its source",
+            expected="the config.yml of its run beside it, which says how the fields are joined",
+            got="a model without the field of a source",
+            hint="pass the run folder, not a checkpoint by itself",
+        )
+    if saved or not wanted:
+        return weights
+    of_field = {name: value for name, value in weights.items() if name.startswith("field.")}
+    return {**weights, **{f"source_{name}": value for name, value in of_field.items()}}
 
 
 def _check_same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
 from nerfstudio.models.nerfacto import NerfactoModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -81,33 +83,86 @@ def render_views(
     )
 
 
-@torch.no_grad()
-def render_depth(
-    model: NerfactoModel, cameras: Cameras, index: int, *, rays_per_chunk: int
-) -> Float[Tensor, "1 h w"]:
-    """Where a camera sees the surface: distance along its viewing axis, in the scene's units.
+@dataclass
+class StillView:
+    """A view drawn without gradient and without chance.
 
-    Of each ray, the distance at which half of the light is stopped (nerfacto's "depth", the median), which
-    keeps edges sharp where the mean would put surfaces between foreground and background. Nothing is drawn
-    at random.
+    Attributes:
+        image: (3, H, W), 0..1.
+        depth: (1, H, W), distance of the surface along the viewing axis, in the scene's units: where half of
+            the light is stopped (nerfacto's "depth", the median), which keeps edges sharp where the mean
+            would put surfaces between foreground and background.
+        inside: (1, H, W), 0..1, the share of each pixel's rendering weights in a part of space; 0 where none
+            was asked for.
+    """
+
+    image: Float[Tensor, "3 h w"]
+    depth: Float[Tensor, "1 h w"]
+    inside: Float[Tensor, "1 h w"]
+
+
+@torch.no_grad()
+def render_still(
+    model: NerfactoModel,
+    cameras: Cameras,
+    index: int,
+    *,
+    inside: Callable[[Tensor], Tensor] | None = None,
+) -> StillView:
+    """A view as `render_views` draws it, but that no sample is jittered.
 
     Args:
-        model: on the cameras' device.
-        cameras, index, rays_per_chunk: as for `render_views`; the pose is corrected alike.
+        model: in training mode, on the cameras' device.
+        cameras: of the whole training split; their index selects the pose correction.
+        index: of the view.
+        inside: which positions (R, S, 3) are in a part of space, (R, S).
     """
     rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
     height, width = rays.shape
     rays = rays.flatten()
-    training = model.training
-    model.eval()
-    pieces = []
-    for chunk in _chunks(torch.arange(len(rays), device=rays.origins.device), rays_per_chunk):
-        bundle = rays[chunk]
-        model.camera_optimizer.apply_to_raybundle(bundle)  # the model itself does so in training alone
-        # Along the ray, whose direction has unit length; along the axis it is shorter towards the corners.
-        pieces.append(model(bundle)["depth"].float() / bundle.metadata["directions_norm"])
-    model.train(training)
-    return torch.cat(pieces).view(1, height, width)
+    size = model.config.eval_num_rays_per_chunk
+    colours, depths, shares = [], [], []
+    with _still(model), torch.autocast(model.device.type, enabled=False):
+        for chunk in _chunks(torch.arange(len(rays), device=rays.origins.device), size):
+            bundle = rays[chunk]
+            outputs = model(bundle)
+            colours.append(outputs["rgb"].float())
+            # Along the ray, of unit length; along the axis it is shorter towards the corners.
+            depths.append(outputs["depth"].float() / bundle.metadata["directions_norm"])
+            weights = outputs["weights_list"][-1].float()  # (R, S, 1)
+            if inside is None:
+                shares.append(weights.new_zeros(len(chunk), 1))
+            else:
+                positions = outputs["ray_samples_list"][-1].frustums.get_positions()
+                shares.append((weights * inside(positions)[..., None]).sum(1))
+    image = torch.cat(colours).view(height, width, 3).permute(2, 0, 1).clamp(0, 1)
+    depth, share = (torch.cat(parts).view(1, height, width) for parts in (depths, shares))
+    return StillView(image, depth, share.clamp(0, 1))
+
+
+@contextmanager
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the model have other weights for a while; it gets its own back bit by bit."""
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    try:
+        yield
+    finally:  # also when memory runs out: the trainer then saves the edit so far
+        model.load_state_dict(own)
+
+
+@contextmanager
+def _still(model: NerfactoModel) -> Iterator[None]:
+    """Training mode, for the pose correction and the samples, but for what is drawn at random in it."""
+    parts: tuple[nn.Module, ...] = (model.proposal_sampler, model.field)
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
 
 
 def train_proposals_always(model: NerfactoModel) -> None:

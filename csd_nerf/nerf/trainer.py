@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
@@ -156,6 +157,16 @@ class EditTrainerConfig(SceneTrainerConfig):
                 hint=f"continue it with `ns-train {saved.method_name}`",
             )
         self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline)
+        for option in ("freeze_geometry", "region.source"):
+            begun, now = (attrgetter(option)(config) for config in (saved.pipeline, self.pipeline))
+            if begun != now:
+                flag = f"--pipeline.{option.replace('_', '-')}"
+                raise InputError(
+                    f"{folder} is an edit with another {flag}",
+                    expected=f"{flag} {begun}, as it was begun with",
+                    got=f"{flag} {now}",
+                    hint=f"leave out {flag}, or edit the source scene with it",
+                )
         source = saved.pipeline.source_checkpoint
         if saved.pipeline.prompt != self.pipeline.prompt:
             raise InputError(
