@@ -40,6 +40,7 @@ def test_depth_is_measured_along_the_viewing_axis(scene_run: Path) -> None:
 
     _, pipeline, _, _ = eval_setup(scene_run / "config.yml", test_mode="test")
     cameras = pipeline.datamanager.train_dataset.cameras
+    pipeline.model.collider.train()  # starts rays where those of a training step start
     along_rays = pipeline.model.get_outputs_for_camera(cameras[3:4])["depth"][..., 0]
     fx, fy, cx, cy = (getattr(cameras[3], name).item() for name in ("fx", "fy", "cx", "cy"))
     down, across = torch.meshgrid(torch.arange(32) + 0.5, torch.arange(32) + 0.5, indexing="ij")
