@@ -69,12 +69,13 @@ class BlobField(NerfactoField):
         _, features = super().get_density(ray_samples)
         distance = ray_samples.frustums.get_positions().norm(dim=-1, keepdim=True)
         blob = self.blob_density * (1 - distance / self.blob_radius)
-        density = functional.softplus(self._density_before_activation.to(distance) + blob)
+        raw: Tensor = self._density_before_activation  # type: ignore[assignment]
+        density = functional.softplus(raw.to(distance) + blob)
         return density * (distance < SCENE_RADIUS), features
 
 
 class Environment(nn.Module):
-    """A colour for every direction, smooth: a small network of spherical harmonics, grey at first."""
+    """A colour for every direction, smooth: a small network of spherical harmonics, near grey at first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,11 +108,11 @@ class GeneratedModel(CsdNerfactoModel):
         # As in the parent: that one name is replaced while nerfacto's long method runs.
         with patch("nerfstudio.models.nerfacto.NerfactoField", blob_field):
             super().populate_modules()
-        self.collider = SphereCollider(torch.zeros(3), SCENE_RADIUS)
+        self.collider = SphereCollider(torch.zeros(3), SCENE_RADIUS)  # type: ignore[assignment]
         self.environment = Environment() if config.background == "environment" else None
         self.view_backgrounds = torch.ones(1, 3)
 
-    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """The parent's, before the background."""
         self.renderer_rgb.background_color = self._behind(ray_bundle)
         return super().get_outputs(ray_bundle)

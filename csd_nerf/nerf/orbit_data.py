@@ -121,7 +121,7 @@ class OrbitDataManager(RandomCamerasDataManager):
         self.device = device
         self.test_mode = test_mode  # type: ignore[assignment]
         self.world_size, self.local_rank = world_size, local_rank
-        dataset = OrbitDataset(self.orbit_cameras(config.orbit_views, config.orbit_size))
+        dataset = OrbitDataset(self.orbit_cameras(config.orbit_views, config.orbit_size).to("cpu"))
         self.train_dataset = self.eval_dataset = dataset
         self.train_dataparser_outputs = dataset._dataparser_outputs
         DataManager.__init__(self)

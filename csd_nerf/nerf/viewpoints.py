@@ -1,7 +1,7 @@
 """Cameras that look at the origin from a shell around it, and what to call the side they see.
 
-Angles are in degrees. The vertical axis is z; azimuth 0 is the +x axis, which is where the front is, and grows
-towards +y; elevation 90 is straight above.
+Angles are in degrees. The vertical axis is z; azimuth 0 is the +x axis, which is where the front is, and
+grows towards +y; elevation 90 is straight above.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 Range = tuple[float, float]
 
+SIDES = ("front", "side", "back", "overhead")
 OVERHEAD_FROM = 60.0
 """Elevation from which a view is called an overhead view, as in DreamFusion."""
 FRONT_WITHIN, BACK_FROM = 45.0, 135.0
@@ -37,6 +38,10 @@ class Viewpoints:
     elevation: Float[Tensor, " n"]
     azimuth: Float[Tensor, " n"]
     field_of_view: Float[Tensor, " n"]
+
+    def sides(self) -> list[str]:
+        """Which of the `SIDES` each of them shows, see `side_of`."""
+        return [side_of(*place) for place in zip(self.elevation.tolist(), self.azimuth.tolist(), strict=True)]
 
     def cameras(self, size: int) -> Cameras:
         """N cameras with square pictures of `size` pixels a side, the origin at their centre."""
@@ -105,7 +110,7 @@ def orbit(distance: float, elevation: float, field_of_view: float, *, count: int
 
 
 def side_of(elevation: float, azimuth: float) -> str:
-    """What a viewpoint shows: "overhead", "front", "side" or "back" (DreamFusion, 2209.14988, section 3).
+    """Which of the `SIDES` a viewpoint shows (DreamFusion, 2209.14988, section 3).
 
     Example:
         >>> side_of(elevation=10, azimuth=170)
@@ -119,9 +124,6 @@ def side_of(elevation: float, azimuth: float) -> str:
     return "back" if turned >= BACK_FROM else "side"
 
 
-def view_prompts(prompt: str, viewpoints: Viewpoints) -> list[str]:
-    """The prompt of each viewpoint, with its side named: "a corgi, front view"."""
-    return [
-        f"{prompt}, {side_of(elevation, azimuth)} view"
-        for elevation, azimuth in zip(viewpoints.elevation.tolist(), viewpoints.azimuth.tolist(), strict=True)
-    ]
+def view_prompt(prompt: str, side: str) -> str:
+    """The prompt of a view that shows that side: "a corgi, front view"."""
+    return f"{prompt}, {side} view"
