@@ -370,7 +370,7 @@ def test_a_killed_run_resumes_to_the_same_scene(generated: Any, config: Make, mo
 
 @pytest.mark.skipif("tiny-sd" not in BUNDLED_PRIORS, reason="the prior tiny-sd is not bundled")
 def test_the_prompt_decides_what_the_scene_becomes(config: Make) -> None:
-    """A real prior, two prompts, one start: the blob is dark at night, and bright grey in a sketch."""
+    """A real prior, two prompts, one start: the blob is darker at night than in a sketch."""
     options = {"pipeline__prior": "tiny-sd", "pipeline__name_sides": False, "pipeline__prior_size": 64}
     options |= {"pipeline__objective__text_guidance": 10.0, "pipeline__turntable_frames": 0}
     night, sketch = (
@@ -378,7 +378,7 @@ def test_the_prompt_decides_what_the_scene_becomes(config: Make) -> None:
         for prompt in ("a photo at night", "a pencil sketch")
     )
     middle = slice(12, 20)
-    assert night[..., middle, middle].mean() < sketch[..., middle, middle].mean() - 0.1
+    assert night[..., middle, middle].mean() < sketch[..., middle, middle].mean() - 0.05
 
 
 # -------------------------------------------------------------------- bad input
