@@ -14,6 +14,7 @@ from csd_nerf.distillation import (
     NonFiniteResidual,
     Objective,
     ObjectiveConfig,
+    StructureConfig,
     Views,
     check_fit,
     csd_edit,
@@ -29,6 +30,7 @@ from csd_nerf.priors import Prior
 
 N = 3
 SIZE = (8, 12)
+VIEW_TENSORS = ("latents", "source", "condition", "noise")
 GUIDANCE = Guidance(text=7.5, image=1.7)
 
 
@@ -265,6 +267,33 @@ def test_one_view_does_not_feel_the_transport(tiny_prior: Prior, edit_views: Vie
         with_svgd.gradient, run(ObjectiveConfig(transport="independent"), tiny_prior, one).gradient
     )
     assert with_svgd.statistics["kernel_offdiagonal_mean"] == 1
+
+
+@pytest.mark.parametrize("structure", ["none", "cut"])
+def test_views_follow_their_own_prompts(text_to_image_prior: Prior, structure) -> None:
+    """A list of prompts is what every view would get by itself; equal ones are one prompt for all."""
+    views = moved_views(text_to_image_prior)
+    views = replace(views, **{name: getattr(views, name).repeat(1, 1, 2, 2) for name in VIEW_TENSORS})
+    config = ObjectiveConfig(
+        residual="sds", transport="independent", structure=StructureConfig(loss=structure, patch_sizes=(1,))
+    )
+    objective = Objective(config, text_to_image_prior)
+
+    def gradient(prompt: str | list[str]) -> Tensor:
+        return objective.gradient(
+            views.latents,
+            views.source,
+            views.condition,
+            prompt=prompt,
+            generator=torch.Generator().manual_seed(0),
+        ).gradient
+
+    prompts = ["a bear, front view", "a bear, side view", "a bear, overhead view"]
+    own = gradient(prompts)
+    for index, prompt in enumerate(prompts):
+        torch.testing.assert_close(own[index], gradient(prompt)[index], atol=1e-5, rtol=1e-4)
+    assert (own[1] - gradient(prompts[0])[1]).abs().max() > 1e-4
+    torch.testing.assert_close(gradient(prompts[:1] * N), gradient(prompts[0]))
 
 
 def test_shared_noise_gives_equal_views_equal_gradients(tiny_prior: Prior, edit_views: Views) -> None:

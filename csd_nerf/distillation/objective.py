@@ -1,5 +1,6 @@
 """The objective: from the latents of N views to the gradient that edits them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -144,7 +145,7 @@ class Objective:
         source: Float[Tensor, "n c h w"],
         condition: Float[Tensor, "n k h w"],
         *,
-        prompt: str,
+        prompt: str | Sequence[str],
         source_prompt: str = "",
         step: int = 0,
         max_steps: int = 1,
@@ -161,7 +162,8 @@ class Objective:
             latents: scaled latents of the views as they are now; no gradient flows into this call.
             source: scaled latents of the unedited views.
             condition: `prior.condition` of the unedited views.
-            prompt: the instruction, or for a text-to-image model a description of the edited scene.
+            prompt: the instruction, or for a text-to-image model a description of the edited scene; one for
+                all views, or one for each.
             source_prompt: description of the source, for a text-to-image model: the residuals "dds" and "pds"
                 need it, a structure loss looks at the source with it.
             step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
@@ -177,7 +179,8 @@ class Objective:
         t = _timestep_range(config).sample(
             prior.schedule.num_timesteps, step=step, max_steps=max_steps, generator=generator
         )
-        target_text, source_text, empty_text = prior.embed([prompt, source_prompt, ""]).split(1)
+        target_text = prior.embed([prompt] if isinstance(prompt, str) else prompt)
+        source_text, empty_text = prior.embed([source_prompt, ""]).split(1)
         views = Views(
             latents=latents.detach().float(),
             source=source.float(),

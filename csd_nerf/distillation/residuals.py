@@ -74,7 +74,7 @@ class Views:
         condition: what the prior is shown of the source pictures (`Prior.condition`).
         noise: `eps`, standard normal.
         t: timestep, an index into the prior's noise schedule.
-        target_text: embedding of the prompt, (1, L, d).
+        target_text: embedding of the prompt, (1, L, d), or of each view's own, (N, L, d).
         source_text: embedding of the description of the source, (1, L, d); used by `dds` and `pds`, and by
             the structure loss of a text-to-image model.
         empty_text: embedding of the empty prompt, (1, L, d).
@@ -85,7 +85,7 @@ class Views:
     condition: Float[Tensor, "n k h w"]
     noise: Float[Tensor, "n c h w"]
     t: int
-    target_text: Float[Tensor, "1 l d"]
+    target_text: Float[Tensor, "1 l d"] | Float[Tensor, "n l d"]
     source_text: Float[Tensor, "1 l d"]
     empty_text: Float[Tensor, "1 l d"]
 
@@ -206,8 +206,8 @@ def check_fit(residual: str, *, image_conditioned: bool) -> None:
         )
 
 
-Question = tuple[Tensor, Tensor | None]  # noisy (N, c, h, w), embedding (1, L, d) or None for empty
-Branch = tuple[Tensor, Tensor, Tensor]  # noisy (N, c, h, w), embedding (1, L, d), condition (N, k, h, w)
+Question = tuple[Tensor, Tensor | None]  # noisy (N, c, h, w), embedding (1 or N, L, d) or None for empty
+Branch = tuple[Tensor, Tensor, Tensor]  # noisy (N, c, h, w), embedding (1 or N, L, d), condition (N, k, h, w)
 
 
 def _guided_noise(

@@ -162,6 +162,7 @@ def structure_gradient(
     device = generator.device if generator is not None else "cpu"
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
     source_text = views.empty_text if prior.image_conditioned else views.source_text
+    target_text = views.target_text.expand(len(views.latents), -1, -1)
     losses, gradients = [], []
     for start in range(0, len(views.latents), prior.unet_batch_size):
         rows = slice(start, start + prior.unet_batch_size)
@@ -169,7 +170,7 @@ def structure_gradient(
             source = _features(prior, views, rows, views.source[rows], source_text, config)
         with torch.enable_grad(), torch.autocast(views.latents.device.type, enabled=False):
             latents = views.latents[rows].detach().requires_grad_()
-            target = _features(prior, views, rows, latents, views.target_text, config)
+            target = _features(prior, views, rows, latents, target_text[rows], config)
             loss = patch_nce(target, source, config, seed=seed)
             (gradient,) = torch.autograd.grad((_LOSS_SCALE * loss).sum(), latents)
         losses.append(loss.detach())

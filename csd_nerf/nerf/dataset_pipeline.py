@@ -18,14 +18,9 @@ from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.sampling import sample_edit
 from csd_nerf.distillation.schedule import TimestepRange
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.base_pipeline import (
-    BaseEditPipeline,
-    BaseEditPipelineConfig,
-    RunningEdit,
-    require,
-    require_at_least_one,
-)
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, RunningEdit
 from csd_nerf.nerf.perceptual import PatchLpips
+from csd_nerf.nerf.prompted import require, require_at_least_one
 from csd_nerf.nerf.training_pictures import TrainingPictures, as_bytes
 
 

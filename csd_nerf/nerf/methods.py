@@ -22,6 +22,9 @@ from csd_nerf.distillation.presets import preset
 from csd_nerf.nerf.base_pipeline import BaseEditPipelineConfig
 from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
 from csd_nerf.nerf.dataset_pipeline import CsdDatasetPipelineConfig, SampledDatasetPipelineConfig
+from csd_nerf.nerf.generate import GeneratePipelineConfig
+from csd_nerf.nerf.generate_trainer import GenerateTrainerConfig
+from csd_nerf.nerf.generated_model import GeneratedModelConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.pipeline import EditPipelineConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig, SceneTrainerConfig
@@ -232,6 +235,32 @@ def _csd_edit_tiny() -> MethodSpecification:
 
 csd_edit_tiny = _csd_edit_tiny()
 
+csd_generate = MethodSpecification(
+    config=GenerateTrainerConfig(
+        method_name="csd-generate",
+        steps_per_eval_batch=0,
+        steps_per_eval_image=0,
+        steps_per_eval_all_images=0,
+        steps_per_save=500,
+        max_num_iterations=10_000,
+        mixed_precision=True,
+        pipeline=GeneratePipelineConfig(
+            model=GeneratedModelConfig(eval_num_rays_per_chunk=1 << 15, average_init_density=0.01),
+            prior=STABLE_DIFFUSION,
+            steps_per_picture=500,
+            picture_size=256,
+        ),
+        optimizers={
+            "proposal_networks": _adam(1e-2),
+            "fields": _adam(1e-2),
+            "background": _adam(1e-3),  # slower than the object, which would else dissolve into it
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        vis="viewer+tensorboard",
+    ),
+    description="Text-to-3D from nothing, without data, with CSD (Stable Diffusion, 24 GB GPU).",
+)
+
 METHODS = {
     str(method.config.method_name): copy.deepcopy(method.config)
     for method in (
@@ -245,6 +274,7 @@ METHODS = {
         sds_edit,
         csd_edit_dataset,
         in2n_baseline,
+        csd_generate,
     )
 }
 """Each method's configuration before a command line changes it."""

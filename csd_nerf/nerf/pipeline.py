@@ -6,17 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation.objective import NonFiniteResidual, Objective, ObjectiveConfig
 from csd_nerf.distillation.residuals import check_fit
-from csd_nerf.nerf.base_pipeline import (
-    BaseEditPipeline,
-    BaseEditPipelineConfig,
-    RunningEdit,
-    require,
-    require_at_least_one,
-)
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, RunningEdit
+from csd_nerf.nerf.prompted import require, require_at_least_one
 from csd_nerf.nerf.rendering import RenderedViews, render_views
 
 
@@ -100,7 +96,7 @@ class EditPipeline(BaseEditPipeline):
         self._objective.config.text_guidance = float(self.text_guidance.value)
         self._objective.config.image_guidance = float(self.image_guidance.value)
         with torch.autocast(self.device.type, enabled=False):
-            views.images.register_hook(_refuse_non_finite)
+            views.images.register_hook(refuse_non_finite)
             latents = prior.encode(region.composite(views.images) if region else views.images)
             distilled = self._objective.gradient(
                 latents.detach(),
@@ -111,11 +107,8 @@ class EditPipeline(BaseEditPipeline):
                 step=step,
                 max_steps=edit.max_steps,
             )
-            # A mean over views and latent pixels, as nerfacto's own losses are means over rays.
-            count = latents.shape[0] * latents.shape[2] * latents.shape[3]
-            surrogate = (distilled.gradient * latents).sum() / count
         losses = {
-            "distillation": surrogate,
+            "distillation": distillation_loss(distilled.gradient, latents),
             "interlevel_loss": self.model.config.interlevel_loss_mult * views.interlevel,
             "distortion_loss": self.model.config.distortion_loss_mult * views.distortion,
         }
@@ -138,7 +131,15 @@ class EditPipeline(BaseEditPipeline):
         )
 
 
-def _refuse_non_finite(gradient: Tensor) -> None:
+def distillation_loss(gradient: Float[Tensor, "n c h w"], latents: Float[Tensor, "n c h w"]) -> Tensor:
+    """A scalar whose gradient is that of the objective, as a mean over views and latent pixels.
+
+    So it keeps its proportion to nerfacto's own losses, which are means over rays. Its value means nothing.
+    """
+    return (gradient * latents).sum() / latents[:, 0].numel()
+
+
+def refuse_non_finite(gradient: Tensor) -> None:
     """Stop a backward pass before it reaches the field, where one NaN would spoil every later step."""
     if not gradient.isfinite().all():
         raise NonFiniteResidual("the gradient that came through the autoencoder is not finite")

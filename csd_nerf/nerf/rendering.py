@@ -22,11 +22,13 @@ class RenderedViews:
 
     Attributes:
         images: (N, 3, H, W), 0..1, with a gradient to the model's parameters.
+        opacity: (N, 1, H, W), 0..1, what of each pixel is scene and not background; with a gradient.
         interlevel: nerfacto's proposal loss on the rays that carry a gradient, scalar.
         distortion: nerfacto's distortion loss on the same rays, scalar.
     """
 
     images: Float[Tensor, "n 3 h w"]
+    opacity: Float[Tensor, "n 1 h w"]
     interlevel: Tensor
     distortion: Tensor
 
@@ -55,7 +57,7 @@ def render_views(
         rays_per_chunk: rays rendered at a time.
         gradient_share: in (0, 1].
     """
-    images, interlevel, distortion = [], [], []
+    views, interlevel, distortion = [], [], []
     for index in indices:
         rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
         height, width = rays.shape
@@ -64,8 +66,8 @@ def render_views(
         carrying = max(1, round(gradient_share * len(rays)))
         pieces = []
         for chunk in _chunks(order[:carrying], rays_per_chunk):
-            rgb, between_levels, spread = checkpoint(_render_rays, model, rays, chunk, use_reentrant=False)
-            pieces.append(_enlarge_gradient(rgb.float(), len(rays) / carrying))
+            pixels, between_levels, spread = checkpoint(_render_rays, model, rays, chunk, use_reentrant=False)
+            pieces.append(_enlarge_gradient(pixels.float(), len(rays) / carrying))
             interlevel.append(between_levels * (len(chunk) / carrying))
             distortion.append(spread * (len(chunk) / carrying))
         with torch.no_grad():
@@ -73,11 +75,13 @@ def render_views(
                 _render_rays(model, rays, chunk)[0].float()
                 for chunk in _chunks(order[carrying:], rays_per_chunk)
             ]
-        colours = torch.cat(pieces)[torch.argsort(order)]  # (H * W, 3), back in row-major order
-        images.append(colours.view(height, width, 3).permute(2, 0, 1))
+        pixels = torch.cat(pieces)[torch.argsort(order)]  # (H * W, 4), back in row-major order
+        views.append(pixels.view(height, width, 4).permute(2, 0, 1))
     count = len(indices)
+    images, opacity = torch.stack(views).split([3, 1], dim=1)
     return RenderedViews(
-        images=torch.stack(images),
+        images=images,
+        opacity=opacity,
         interlevel=torch.stack(interlevel).sum() / count,
         distortion=torch.stack(distortion).sum() / count,
     )
@@ -175,14 +179,15 @@ def train_proposals_always(model: NerfactoModel) -> None:
 
 
 def _render_rays(model: NerfactoModel, rays: RayBundle, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Colours (R, 3) and the two regularisers of some rays.
+    """Colours and opacity (R, 4), and the two regularisers, of some rays.
 
     The rays are selected here, not by the caller: the pose correction writes into the bundle it is
     given, and under checkpointing this function runs twice.
     """
     outputs = model(rays[chunk])
     levels = outputs["weights_list"], outputs["ray_samples_list"]
-    return outputs["rgb"], interlevel_loss(*levels), distortion_loss(*levels)
+    pixels = torch.cat([outputs["rgb"], outputs["accumulation"]], dim=-1)
+    return pixels, interlevel_loss(*levels), distortion_loss(*levels)
 
 
 def _chunks(indices: Tensor, size: int) -> tuple[Tensor, ...]:

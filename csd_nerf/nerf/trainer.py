@@ -18,8 +18,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, exit_on_input_error
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, require
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig
 from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.prompted import PromptedPipelineConfig, require
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.control import check_control
@@ -61,126 +62,80 @@ _CONTINUED = (
     "max_num_iterations", "mixed_precision", "use_grad_scaler", "gradient_accumulation_steps",
     "steps_per_save", "optimizers",
 )  # fmt: skip
-"""Of nerfstudio's own settings, those that a continued edit takes from its config.yml."""
+"""Of nerfstudio's own settings, those that a continued run takes from its config.yml."""
 
 
 @dataclass
-class EditTrainerConfig(SceneTrainerConfig):
-    """A trained scene (`--load-dir`) and a prompt; steps count from the start of the edit."""
+class PromptedTrainerConfig(SceneTrainerConfig):
+    """A prompt and what is to follow it; steps count from the start."""
 
-    _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
-    pipeline: BaseEditPipelineConfig = field(default_factory=BaseEditPipelineConfig)
-    """The edit."""
+    _target: Type = field(default_factory=lambda: PromptedTrainer)  # noqa: UP006
+    pipeline: PromptedPipelineConfig = field(default_factory=PromptedPipelineConfig)
+    """What is asked, and of what."""
     recipe: Optional[str] = None  # noqa: UP045
     """Settings for a machine, a scene or a task: `tiny` (two CPU cores, with the bundled priors), or a YAML
     file. Options given beside it win."""
 
-    def check(self) -> None:
-        """Find the source run, complete this configuration from it, and refuse what cannot work.
-
-        `--load-dir` may be a scene, which is then edited from the start, or an unfinished edit, which
-        is then continued with its own settings except for those given anew.
-
-        Raises:
-            InputError: for a missing or empty prompt, run, dataset or prior, a recipe that does not fit, or a
-                device that is absent.
-        """
-        from csd_nerf.nerf.methods import METHODS
-
-        default: Any = METHODS[str(self.method_name)]
-        self._take_prompt()
-        self._take_recipe(self, default)
-        self.pipeline.prompt = self.pipeline.prompt or self.prompt or ""  # a recipe may have either
-        run = find_run(self._run_path(), self.load_step)
-        if isinstance(run.config, EditTrainerConfig):
-            if run.config.recipe == self.recipe:
-                # What the recipe says counts as not given: the edit was begun with it, and with more.
-                default = copy.deepcopy(default)
-                self._take_recipe(default, METHODS[str(self.method_name)])
-            self._continue_edit(run, run.config, default)
-        else:
-            self._begin_from_scene(run, default)
-        check_device(self.machine.device_type)
-        self.load_dir, self.load_checkpoint = None, run.checkpoint
-        self.data = self.data or self.pipeline.datamanager.data
-        self.pipeline.datamanager.data = self.data
+    def _check_prompt(self, expected: str, example: str) -> None:
+        """Refuse to begin without a prompt; the message says what is expected, and gives an example."""
         if not self.pipeline.prompt.strip():
             raise InputError(
                 "no prompt was given",
-                expected="what to change, in words",
+                expected=expected,
                 got="an empty prompt",
-                hint='add `--prompt "turn the bear into a polar bear"`',
+                hint=f'add `--prompt "{example}"`',
             )
-        super().check()
-        self._check_options()
-        self._check_prior()
 
     def _check_options(self) -> None:
         """Refuse numbers that a step cannot work with."""
-        pipeline, datamanager = self.pipeline, self.pipeline.datamanager
         require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
         require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
-        pipeline.check()
-        if datamanager.photo_size is not None:
-            # The prior is shown the photos: enlarged ones would be a blurred source.
-            datamanager.photo_size = max(datamanager.photo_size, pipeline.render_size)
+        self.pipeline.check()
 
     def _check_prior(self) -> None:
-        """Refuse a prior that is not there, that the edit cannot ask, whose autoencoder does not take the
-        render size, or that the ControlNet was not made for."""
-        folder = check_prior(self.pipeline.prior)
-        check_control(self.pipeline.control, folder)
+        """Refuse a prior that is not there, that cannot be asked, or whose autoencoder does not take the size
+        of the views."""
+        pipeline = self.pipeline
+        folder = check_prior(pipeline.prior)
         if folder is not None:
-            self.pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
-            check_short_side(self.pipeline.render_size, vae_factor(folder))
+            pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
+            flag = f"--pipeline.{pipeline.size_option.replace('_', '-')}"
+            check_short_side(getattr(pipeline, pipeline.size_option), vae_factor(folder), flag)
 
-    def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
-        """Take field sizes and data from the scene, where the user gave none."""
-        self.pipeline.source_checkpoint = run.checkpoint
-        if run.config is None:
-            return
-        scene: Any = run.config.pipeline
-        usual, own = default.pipeline, self.pipeline.datamanager
-        self.pipeline.model = adopt(self.pipeline.model, usual.model, scene.model)
-        own.data = own.data or getattr(scene.datamanager, "data", None)
-        if own.dataparser == usual.datamanager.dataparser:
-            own.dataparser = getattr(scene.datamanager, "dataparser", own.dataparser)
+    def _usual(self) -> Any:
+        """This method's configuration before a command line changes it."""
+        from csd_nerf.nerf.methods import METHODS
 
-    def _continue_edit(self, run: Run, saved: "EditTrainerConfig", default: "EditTrainerConfig") -> None:
-        """Take all settings from the edit so far, except those the user gave anew."""
+        return METHODS[str(self.method_name)]
+
+    def _take_prompt_and_recipe(self) -> None:
+        """Gather what may be said in several places."""
+        self._take_prompt()
+        self._take_recipe(self)
+        self.pipeline.prompt = self.pipeline.prompt or self.prompt or ""  # a recipe may have either
+
+    def _continue(self, run: Run, saved: "PromptedTrainerConfig") -> None:
+        """Take all settings from the run so far, except those the user gave anew."""
         folder = run.checkpoint.parent.parent
+        default = self._usual()
+        if saved.recipe == self.recipe:
+            # What the recipe says counts as not given: the run was begun with it, and with more.
+            default = copy.deepcopy(default)
+            self._take_recipe(default)
         if saved.method_name != self.method_name:
             raise InputError(
-                f"{folder} is an edit by another method",
-                expected=f"a trained scene, or an edit by {self.method_name} to be continued",
-                got=f"an edit by {saved.method_name}",
+                f"{folder} was made by another method",
+                expected=f"a run of {self.method_name} to be continued",
+                got=f"a run of {saved.method_name}",
                 hint=f"continue it with `ns-train {saved.method_name}`",
             )
         self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline)
-        for option in ("freeze_geometry", "region.source"):
-            begun, now = (attrgetter(option)(config) for config in (saved.pipeline, self.pipeline))
-            if begun != now:
-                flag = f"--pipeline.{option.replace('_', '-')}"
-                raise InputError(
-                    f"{folder} is an edit with another {flag}",
-                    expected=f"{flag} {begun}, as it was begun with",
-                    got=f"{flag} {now}",
-                    hint=f"leave out {flag}, or edit the source scene with it",
-                )
-        source = saved.pipeline.source_checkpoint
         if saved.pipeline.prompt != self.pipeline.prompt:
             raise InputError(
-                f"{folder} is an edit with another prompt",
+                f"{folder} was begun with another prompt",
                 expected=f"the prompt it was begun with, {saved.pipeline.prompt!r}, to continue it",
                 got=repr(self.pipeline.prompt),
-                hint=f"leave out --prompt, or edit the source scene: --load-dir {source}",
-            )
-        if source is None or not source.exists():
-            raise InputError(
-                "the scene that this edit started from is gone",
-                expected=f"{source}, for the before pictures and the viewer's reset",
-                got="no such file",
-                hint="put the source run back where it was",
+                hint=self._other_prompt_hint(saved),
             )
         for name in _CONTINUED:
             if getattr(self, name) == getattr(default, name):
@@ -188,6 +143,10 @@ class EditTrainerConfig(SceneTrainerConfig):
         self.recipe = self.recipe or saved.recipe
         self.machine = adopt(self.machine, default.machine, saved.machine)
         CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
+
+    def _other_prompt_hint(self, saved: Any) -> str:
+        """What to do instead of continuing a run with another prompt."""
+        return "leave out --prompt, or leave out --load-dir to begin anew"
 
     def _take_prompt(self) -> None:
         """`--prompt`, `--pipeline.prompt` and nerfstudio's own `--pipeline.model.prompt` are one setting."""
@@ -202,10 +161,94 @@ class EditTrainerConfig(SceneTrainerConfig):
             )
         self.pipeline.prompt, model.prompt = next(iter(given), ""), None
 
-    def _take_recipe(self, config: "EditTrainerConfig", usual: TrainerConfig) -> None:
+    def _take_recipe(self, config: "PromptedTrainerConfig") -> None:
         if self.recipe is not None:
             given = options_given(sys.argv[1:])
-            apply_recipe(config, usual, str(self.method_name), self.recipe, given)
+            apply_recipe(config, self._usual(), str(self.method_name), self.recipe, given)
+
+
+@dataclass
+class EditTrainerConfig(PromptedTrainerConfig):
+    """A trained scene (`--load-dir`) and a prompt; steps count from the start of the edit."""
+
+    _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
+    pipeline: BaseEditPipelineConfig = field(default_factory=BaseEditPipelineConfig)
+    """The edit."""
+
+    def check(self) -> None:
+        """Find the source run, complete this configuration from it, and refuse what cannot work.
+
+        `--load-dir` may be a scene, which is then edited from the start, or an unfinished edit, which
+        is then continued with its own settings except for those given anew.
+
+        Raises:
+            InputError: for a missing or empty prompt, run, dataset or prior, a recipe that does not fit, or a
+                device that is absent.
+        """
+        self._take_prompt_and_recipe()
+        run = find_run(self._run_path(), self.load_step)
+        if isinstance(run.config, EditTrainerConfig):
+            self._continue_edit(run, run.config)
+        else:
+            self._begin_from_scene(run, self._usual())
+        check_device(self.machine.device_type)
+        self.load_dir, self.load_checkpoint = None, run.checkpoint
+        self.data = self.data or self.pipeline.datamanager.data
+        self.pipeline.datamanager.data = self.data
+        self._check_prompt("what to change, in words", "turn the bear into a polar bear")
+        super().check()
+        self._check_options()
+        self._check_prior()
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        datamanager = self.pipeline.datamanager
+        if datamanager.photo_size is not None:
+            # The prior is shown the photos: enlarged ones would be a blurred source.
+            datamanager.photo_size = max(datamanager.photo_size, self.pipeline.render_size)
+
+    def _check_prior(self) -> None:
+        super()._check_prior()
+        check_control(self.pipeline.control, check_prior(self.pipeline.prior))
+
+    def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
+        """Take field sizes and data from the scene, where the user gave none."""
+        self.pipeline.source_checkpoint = run.checkpoint
+        if run.config is None:
+            return
+        scene: Any = run.config.pipeline
+        usual, own = default.pipeline, self.pipeline.datamanager
+        self.pipeline.model = adopt(self.pipeline.model, usual.model, scene.model)
+        own.data = own.data or getattr(scene.datamanager, "data", None)
+        if own.dataparser == usual.datamanager.dataparser:
+            own.dataparser = getattr(scene.datamanager, "dataparser", own.dataparser)
+
+    def _continue_edit(self, run: Run, saved: "EditTrainerConfig") -> None:
+        """Go on from the edit so far and the scene that it started from."""
+        self._continue(run, saved)
+        folder = run.checkpoint.parent.parent
+        for option in ("freeze_geometry", "region.source"):
+            begun, now = (attrgetter(option)(config) for config in (saved.pipeline, self.pipeline))
+            if begun != now:
+                flag = f"--pipeline.{option.replace('_', '-')}"
+                raise InputError(
+                    f"{folder} is an edit with another {flag}",
+                    expected=f"{flag} {begun}, as it was begun with",
+                    got=f"{flag} {now}",
+                    hint=f"leave out {flag}, or edit the source scene with it",
+                )
+        source = saved.pipeline.source_checkpoint
+        if source is None or not source.exists():
+            raise InputError(
+                "the scene that this edit started from is gone",
+                expected=f"{source}, for the before pictures and the viewer's reset",
+                got="no such file",
+                hint="put the source run back where it was",
+            )
+
+    def _other_prompt_hint(self, saved: Any) -> str:
+        source = saved.pipeline.source_checkpoint
+        return f"leave out --prompt, or edit the source scene: --load-dir {source}"
 
     def _run_path(self) -> Path:
         path = self.load_dir or self.load_checkpoint
@@ -260,11 +303,10 @@ class SceneTrainer(Trainer):
             raise SystemExit(1) from None
 
 
-class EditTrainer(SceneTrainer):
-    """nerfstudio's trainer for an edit: begins at step 0 of the edit, or where its checkpoint ended."""
+class PromptedTrainer(SceneTrainer):
+    """nerfstudio's trainer with steps that may fail, counted from the start whatever was loaded."""
 
-    config: EditTrainerConfig
-    pipeline: BaseEditPipeline
+    config: PromptedTrainerConfig
 
     @property
     def memory_settings(self) -> tuple[str, ...]:
@@ -272,37 +314,20 @@ class EditTrainer(SceneTrainer):
         return tuple(f"--pipeline.{name}" for name in self.config.pipeline.memory_options)
 
     def setup(self, test_mode: Any = "val") -> None:
-        """Build the pipeline and load source scene, prior and, for a resume, the edit so far."""
+        """Build the pipeline and load what is to be gone on from."""
         self._skipped_in_a_row = 0
         super().setup(test_mode)
 
-    def _load_checkpoint(self) -> None:
-        """Begin the edit; continue it when the checkpoint is one of an edit."""
-        source = self.config.pipeline.source_checkpoint
-        checkpoint = self.config.load_checkpoint
-        assert source is not None and checkpoint is not None, "EditTrainerConfig.check sets both"
-        self.pipeline.begin_edit(
-            read_checkpoint(source)["pipeline"],
-            seed=self.config.machine.seed,
-            max_steps=self.config.max_num_iterations,
-            origin=str(source),
-        )
-        if checkpoint == source:
-            CONSOLE.print(f"Editing {source}: {self.config.pipeline.prompt!r}")
-            return
-        # The source's optimisers and schedulers are not those of the edit; the edit's own are.
-        super()._load_checkpoint()
-
     def train(self) -> None:
-        """Run to `max_num_iterations` steps in all, counted from the start of the edit.
+        """Run to `max_num_iterations` steps in all, those of a run that is continued included.
 
-        An edit that has them already only draws its final pictures: it may have been killed before it could.
+        A run that has them already only draws its final pictures: it may have been killed before it could.
         """
         total = self.config
         remaining = total.max_num_iterations - self._start_step
         if remaining <= 0:
             CONSOLE.print(
-                "All steps of this edit are done (more: --max-num-iterations). Drawing its pictures."
+                "All steps of this run are done (more: --max-num-iterations). Drawing its pictures."
             )
             for callback in self.callbacks:
                 callback.run_callback_at_location(self._start_step - 1, TrainingCallbackLocation.AFTER_TRAIN)
@@ -343,7 +368,7 @@ class EditTrainer(SceneTrainer):
         if step <= self._start_step:
             return ""
         self.save_checkpoint(step - 1)
-        return f" The edit so far is saved: continue with --load-dir {self.base_dir}"
+        return f" The run so far is saved: continue with --load-dir {self.base_dir}"
 
     def save_checkpoint(self, step: int) -> None:
         """Save as the parent does, but in a way that a kill cannot leave half a checkpoint."""
@@ -361,6 +386,30 @@ class EditTrainer(SceneTrainer):
             for older in folder.glob("step-*.ckpt"):
                 if older.name != name:
                     older.unlink()
+
+
+class EditTrainer(PromptedTrainer):
+    """Begins at step 0 of the edit, or where its checkpoint ended."""
+
+    config: EditTrainerConfig
+    pipeline: BaseEditPipeline
+
+    def _load_checkpoint(self) -> None:
+        """Begin the edit; continue it when the checkpoint is one of an edit."""
+        source = self.config.pipeline.source_checkpoint
+        checkpoint = self.config.load_checkpoint
+        assert source is not None and checkpoint is not None, "EditTrainerConfig.check sets both"
+        self.pipeline.begin_edit(
+            read_checkpoint(source)["pipeline"],
+            seed=self.config.machine.seed,
+            max_steps=self.config.max_num_iterations,
+            origin=str(source),
+        )
+        if checkpoint == source:
+            CONSOLE.print(f"Editing {source}: {self.config.pipeline.prompt!r}")
+            return
+        # The source's optimisers and schedulers are not those of the edit; the edit's own are.
+        super()._load_checkpoint()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -29,8 +29,13 @@ def view_size(cameras: Cameras, short_side: int, multiple: int) -> tuple[int, in
     return (short_side, long_side) if aspect >= 1 else (long_side, short_side)
 
 
-def check_short_side(short_side: int, multiple: int) -> None:
-    """See that a render size suits the autoencoder.
+def check_short_side(short_side: int, multiple: int, flag: str = "--pipeline.render-size") -> None:
+    """See that the size at which views go through the prior suits its autoencoder.
+
+    Args:
+        short_side: in pixels.
+        multiple: the autoencoder's factor.
+        flag: option that sets the size.
 
     Raises:
         InputError: when `short_side` is not a multiple of the autoencoder's factor.
@@ -38,10 +43,10 @@ def check_short_side(short_side: int, multiple: int) -> None:
     if short_side <= 0 or short_side % multiple:
         lower = max(short_side // multiple, 1) * multiple
         raise InputError(
-            "the render size does not fit the prior's autoencoder",
+            f"{flag} does not fit the prior's autoencoder",
             expected=f"a positive multiple of {multiple}",
             got=f"{short_side}",
-            hint=f"use `--pipeline.render-size {lower}` or {lower + multiple}",
+            hint=f"use `{flag} {lower}` or {lower + multiple}",
         )
 
 

@@ -1,0 +1,280 @@
+"""What every method shares that asks a diffusion model: prompt, prior, pictures, what a checkpoint keeps."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Type  # noqa: UP035 - nerfstudio's `_target`
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import (
+    TrainingCallback,
+    TrainingCallbackAttributes,
+    TrainingCallbackLocation,
+)
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer_elements import ViewerNumber, ViewerText
+from torch import Tensor
+from torch.nn import Parameter
+
+from csd_nerf.errors import InputError
+from csd_nerf.nerf.model import CsdNerfactoModel
+from csd_nerf.nerf.rendering import train_proposals_always
+
+if TYPE_CHECKING:
+    from csd_nerf.priors import Prior
+
+
+@dataclass
+class PromptedPipelineConfig(VanillaPipelineConfig):
+    """The prompt, what is asked with it, and what is left to look at."""
+
+    _target: Type = field(default_factory=lambda: PromptedPipeline)  # noqa: UP006
+    prompt: str = ""
+    """In words, what is wanted. `--prompt` is the same."""
+    prior: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """Diffusion model: a hub id, a folder in diffusers format, or the name of one that ships with the
+    package."""
+    prior_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the diffusion model; `auto` takes what its device is fast in."""
+    unet_batch_size: int = 20
+    """U-Net rows evaluated at a time; bounds the diffusion model's memory."""
+    vae_batch_size: int = 1
+    """Views encoded at a time; bounds the autoencoder's memory."""
+    compile_unet: bool = False
+    """Run the U-Net through torch.compile: a minute of start-up, then faster steps on a GPU."""
+    picture_views: int = 4
+    """Fixed evaluation cameras shown in the pictures."""
+    picture_size: int = 512
+    """Short side, in pixels, of the pictures and the turntable."""
+    steps_per_picture: int = 100
+    """Steps between pictures; 0 draws them at the end alone."""
+    turntable_frames: int = 120
+    """Frames of the turntable video written at the end; 0 writes none."""
+
+    memory_options: ClassVar[tuple[str, ...]]
+    """Options of the pipeline that bound memory, in the order in which to turn them down."""
+
+    def check(self) -> None:
+        """Refuse numbers that a step cannot work with.
+
+        Raises:
+            InputError: naming the option.
+        """
+        require_at_least_one(self, "unet_batch_size", "vae_batch_size", "picture_views", "picture_size")
+        for name in ("steps_per_picture", "turntable_frames"):
+            value = getattr(self, name)
+            require(value >= 0, f"pipeline.{name}", "at least 1, or 0 for none", value)
+        size = self.picture_size
+        require(size % 2 == 0, "pipeline.picture_size", "an even number, as the video needs", size)
+
+    @abstractmethod
+    def check_prior(self, *, image_conditioned: bool) -> None:
+        """Refuse a kind of prior that cannot be asked what is asked here; see `Prior.image_conditioned`."""
+
+    @property
+    @abstractmethod
+    def guidance_option(self) -> str:
+        """The option under which a user finds the guidance scales, such as `--pipeline.objective`."""
+
+    @property
+    @abstractmethod
+    def size_option(self) -> str:
+        """Name of the setting with the size, in pixels, at which views go through the prior."""
+
+
+def require(holds: bool, option: str, expected: str, got: object) -> None:
+    """Refuse a value of an option unless `holds`.
+
+    Raises:
+        InputError: naming the option as it is given on the command line.
+    """
+    if not holds:
+        flag = f"--{option.replace('_', '-')}"
+        raise InputError(f"{flag} cannot be used", expected=expected, got=str(got), hint=f"change {flag}")
+
+
+def require_at_least_one(config: PromptedPipelineConfig, *names: str) -> None:
+    """Refuse numbers of the pipeline below 1; see `require`."""
+    for name in names:
+        require(getattr(config, name) >= 1, f"pipeline.{name}", "at least 1", getattr(config, name))
+
+
+@dataclass
+class Running:
+    """What exists only while training runs; none of it reaches a checkpoint.
+
+    Attributes:
+        prior: the diffusion model.
+        seed: with the step number, decides every random choice of that step.
+        max_steps: in all, for what changes over the steps.
+        optimizers: of the trainer.
+    """
+
+    prior: "Prior"
+    seed: int
+    max_steps: int
+    optimizers: Optimizers | None = None
+
+
+class PromptedPipeline(VanillaPipeline):
+    """A nerfacto scene and a frozen diffusion model that is asked about it.
+
+    The diffusion model is loaded when training begins: viewing, rendering and evaluating never need it, and
+    it is not a submodule, so no checkpoint contains it.
+    """
+
+    config: PromptedPipelineConfig
+    model: CsdNerfactoModel
+    viewer_settings: tuple[str, ...] = ("prompt", "text_guidance")
+    """Names of the viewer's elements whose values are saved with a checkpoint."""
+
+    def __init__(self, config: PromptedPipelineConfig, device: str, **options: Any) -> None:
+        super().__init__(config, device, **options)
+        train_proposals_always(self.model)
+        # Public attributes: the viewer shows them, and their values are what a step uses.
+        self.prompt = ViewerText("Prompt", config.prompt)
+        self.text_guidance = ViewerNumber("Text guidance", self._configured()["text_guidance"])
+        self._evaluations_before = 0
+
+    # ---------------------------------------------------------------- state
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Load a scene; see `CsdNerfactoModel.load_scene` for errors."""
+        self.model.load_scene(loaded_state, origin="the checkpoint")
+        if "_extra_state" in loaded_state:
+            self.set_extra_state(loaded_state["_extra_state"])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Saved with a checkpoint: what the viewer may have changed, beside what the configuration said, and
+        the work done."""
+        values = {name: getattr(self, name).value for name in self.viewer_settings}
+        current = {name: value if isinstance(value, str) else float(value) for name, value in values.items()}
+        return {
+            "configured": self._configured(),
+            "current": current,
+            "unet_evaluations": self.unet_evaluations,
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what the viewer had changed, except where the command line now says otherwise, and count
+        on from the work done."""
+        # Absent from runs that were saved before it was counted.
+        self._evaluations_before = state.get("unet_evaluations", 0)
+        configured = self._configured()
+        for name, value in state["current"].items():
+            if name in configured and state["configured"][name] == configured[name]:
+                getattr(self, name).value = value
+
+    @abstractmethod
+    def _configured(self) -> dict[str, Any]:
+        """What the configuration says of the `viewer_settings`, by name."""
+
+    @property
+    def unet_evaluations(self) -> int:
+        """Rows that went through the U-Net since the run began; by it, methods compare at equal cost."""
+        running = self._running
+        return self._evaluations_before + (running.prior.unet_evaluations if running else 0)
+
+    @property
+    @abstractmethod
+    def _running(self) -> "Running | None":
+        """What exists while training runs, and only then."""
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """Field and proposal networks."""
+        return {
+            "fields": list(self.model.field.parameters()),
+            "proposal_networks": list(self.model.proposal_networks.parameters()),
+        }
+
+    def _load_prior(self) -> "Prior":
+        from csd_nerf.priors import load_prior  # pulls in diffusers and transformers
+
+        config = self.config
+        return load_prior(
+            config.prior,
+            device=self.device,
+            dtype=None if config.prior_precision == "auto" else getattr(torch, config.prior_precision),
+            unet_batch_size=config.unet_batch_size,
+            vae_batch_size=config.vae_batch_size,
+            compile_unet=config.compile_unet,
+            **self._prior_options(),
+        )
+
+    def _prior_options(self) -> dict[str, Any]:
+        """What else `load_prior` is to be told."""
+        return {}
+
+    # ---------------------------------------------------------------- pictures
+
+    def draw(self, cameras: Cameras) -> Tensor:
+        """Pictures (V, 3, H, W) of the scene as it is now, 0..1, on the CPU."""
+        return torch.stack([self._picture(cameras, index) for index in range(len(cameras))])
+
+    def _picture(self, cameras: Cameras, index: int) -> Tensor:
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            rgb = self.model.get_outputs_for_camera(cameras[index : index + 1])["rgb"]
+        self.model.train(training)
+        return rgb.permute(2, 0, 1).float().cpu()
+
+    @abstractmethod
+    def write_pictures(self, folder: Path, step: int, *, final: bool = False) -> None:
+        """Save pictures as `step-*.png` and show them in tensorboard.
+
+        Args:
+            folder: of the pictures.
+            step: steps done.
+            final: whether these are the last.
+        """
+
+    def write_turntable(self, path: Path) -> None:
+        """Save an orbit around the scene as an mp4."""
+        from csd_nerf.nerf.pictures import save_video
+
+        cameras = self._turntable()
+        save_video((self._picture(cameras, index).permute(1, 2, 0) for index in range(len(cameras))), path)
+
+    @abstractmethod
+    def _turntable(self) -> Cameras:
+        """`turntable_frames` cameras on a closed orbit, on the device."""
+
+    # ---------------------------------------------------------------- hooks
+
+    def _picture_callbacks(
+        self, attributes: TrainingCallbackAttributes, running: Running
+    ) -> list[TrainingCallback]:
+        """Pictures at intervals and at the end."""
+        trainer = attributes.trainer
+        assert trainer is not None
+        running.optimizers = attributes.optimizers
+        folder = trainer.base_dir / "pictures"
+
+        def at_interval(step: int) -> None:
+            done = step + 1
+            every = self.config.steps_per_picture
+            if every and done % every == 0 and done < running.max_steps:
+                self.write_pictures(folder, done)
+
+        def at_end(step: int) -> None:
+            self.write_pictures(folder, step + 1, final=True)
+            if self.config.turntable_frames:
+                self.write_turntable(trainer.base_dir / "turntable.mp4")
+            if writer.is_initialized():
+                writer.write_out_storage()  # nerfstudio writes for the last time before this runs
+            CONSOLE.print(f"Pictures and turntable: {trainer.base_dir}")
+
+        after_step, after_all = (
+            TrainingCallbackLocation.AFTER_TRAIN_ITERATION,
+            TrainingCallbackLocation.AFTER_TRAIN,
+        )
+        return [
+            TrainingCallback([after_step], at_interval, update_every_num_iters=1),
+            TrainingCallback([after_all], at_end),
+        ]
