@@ -8,11 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
+
+from csd_nerf.media.pictures import Picture, to_bytes, write_picture
 
 
 def sheet(rows: Iterable[Float[Tensor, "n 3 h w"]], gap: int = 4) -> Float[Tensor, "height width 3"]:
@@ -33,9 +33,7 @@ def _pad(image: Tensor, gap: int) -> Tensor:
 def save_png(picture: Float[Tensor, "h w 3"], path: Path) -> None:
     """Write a picture (0..1); an older one of that name is replaced only by a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    Image.fromarray(to_bytes(picture)).save(partial, format="PNG")
-    os.replace(partial, path)
+    write_picture(Picture(picture.permute(2, 0, 1)), path, force=True)
 
 
 def save_video(frames: Iterable[Float[Tensor, "h w 3"]], path: Path, frames_per_second: int = 24) -> None:
@@ -61,8 +59,3 @@ def save_video(frames: Iterable[Float[Tensor, "h w 3"]], path: Path, frames_per_
         if stream is not None:
             container.mux(stream.encode())
     os.replace(partial, path)
-
-
-def to_bytes(picture: Float[Tensor, "h w 3"]) -> np.ndarray:
-    """8-bit RGB of a picture in 0..1."""
-    return (picture.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
