@@ -19,10 +19,10 @@ from typing import Any
 
 from PIL import Image
 
-from csd_nerf.demo.display import minutes
 from csd_nerf.demo.pictures import FACTS
 from csd_nerf.demo.settings import Progress, Settings, write_text
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, Stage
+from csd_nerf.display import minutes
 
 PACKAGES = ("csd-nerf", "nerfstudio", "torch", "diffusers", "transformers")
 MEDIA_TYPES = {".png": "image/png", ".mp4": "video/mp4"}

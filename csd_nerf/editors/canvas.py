@@ -1,11 +1,11 @@
 """What a 2-D edit works on: latents that are drawn and changed as particles.
 
-A canvas knows which particles a step consists of, and nothing of prompts' meaning, priors or objectives. The loop in
-`csd_nerf.editors.loop` edits any of them:
+A canvas knows which particles a step consists of, and nothing of prompts' meaning, priors or objectives. The
+loop in `csd_nerf.editors.loop` edits any of them:
 
 - `csd_nerf.editors.window_canvas.WindowCanvas`: the windows of one picture, its latents (1, c, H, W);
-- a clip: latents (frames, c, h, w), whose places are frames. Batches are groups of frames with their anchors; a
-  frame that is in several groups of a step has weights that add up to one over them.
+- a clip: latents (frames, c, h, w), whose places are frames. Batches are groups of frames with their anchors,
+  and a frame that is in several groups of a step has weights that add up to one over them.
 """
 
 from __future__ import annotations

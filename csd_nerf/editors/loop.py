@@ -2,10 +2,11 @@
 
     canvas = ...                                     # a Canvas: windows of a picture, frames of a clip
     for done in descend(canvas, objective, descent, seed=0):
-        ...                                          # progress, previews, saving: canvas.latents is the edit so far
+        ...                                          # progress, previews, saving: canvas.latents so far
 
-A step goes over the whole canvas once, in batches of particles at one timestep, and then moves every latent once.
-How far an edit goes hence depends on the steps and not on the size of the canvas, and memory on the size of a batch.
+A step goes over the whole canvas once, in batches of particles at one timestep, and then moves every latent
+once. How far an edit goes hence depends on the steps and not on the size of the canvas, and memory on the
+size of a batch.
 """
 
 from __future__ import annotations
@@ -21,20 +22,23 @@ from csd_nerf.editors.canvas import Canvas
 from csd_nerf.errors import InputError
 
 DECAYS = 10
+"""Stretches of equal learning rate in an edit."""
 DECAY = 0.9
+"""From one to the next."""
 NON_FINITE_STEPS_IN_A_ROW = 5
 """So many skipped steps in a row end the edit: it will not recover by itself."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Plain gradient descent, as published for CSD-Edit's panoramas (Kim et al., 2307.04787): SGD whose learning rate
-    falls by a tenth ten times over the edit (StepLR(20, 0.9) in 200 steps).
+    """Plain gradient descent, as published for CSD-Edit's panoramas (Kim et al., 2307.04787): SGD whose
+    learning rate falls by a tenth ten times over the edit (StepLR(20, 0.9) in 200 steps).
 
     Args:
         steps: of the edit.
-        learning_rate: of the first step. The released code's 2 goes with a kernel whose rows are divided by the
-            number of particles N; rows that sum to one, as ours, take about 2 / (N + 1) of it for the same step.
+        learning_rate: of the first step. The released code's 2 goes with a kernel whose rows are divided by
+            the number of particles N; rows that sum to one, as ours, take about 2 / (N + 1) of it for the
+            same step.
     """
 
     steps: int
@@ -91,8 +95,8 @@ def descend(
         start: steps that an earlier run has done; the canvas holds what it left.
 
     Yields:
-        After every batch; the latents have changed when `share` is 0, and may then be saved: with `start` set to
-        `steps`, another run goes on exactly as this one would.
+        After every batch; the latents have changed when `share` is 0, and may then be saved: with `start` set
+        to `steps`, another run goes on exactly as this one would.
 
     Raises:
         InputError: five steps in a row had no finite gradient, and what `Objective.gradient` raises.

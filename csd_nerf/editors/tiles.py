@@ -1,7 +1,8 @@
 """Pictures of any size through an autoencoder, tile by tile.
 
-Tiles overlap by a third and blend with weights that add up to one, so that neither their borders nor the autoencoder's
-different opinions of two neighbours show. Memory is that of one tile, beside picture and latents.
+Tiles overlap by a third and blend with weights that add up to one, so that neither their borders nor the
+autoencoder's different opinions of two neighbours show. Memory is that of one tile, beside picture and
+latents.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 from csd_nerf.editors.windows import Grid
 from csd_nerf.priors import Prior
 
-TileDone = Callable[[int, int], None]
-"""Called after each tile with how many are done, and of how many."""
+TileDone = Callable[[int], None]
+"""Called after each tile with how many are done."""
 
 
 def encode_tiles(
@@ -25,15 +26,15 @@ def encode_tiles(
     tile: int,
     *,
     wrap: bool = False,
-    done: TileDone = lambda number, total: None,
+    done: TileDone = lambda number: None,
 ) -> tuple[Float[Tensor, "1 c h w"], Float[Tensor, "1 k h w"]]:
     """Scaled latents and `Prior.condition` of a picture, on the prior's device.
 
     Args:
         prior: with the autoencoder.
         picture: RGB in 0..1, sides multiples of `prior.vae_factor`; on any device.
-        tile: side of the tiles in pixels, a multiple of `prior.vae_factor`. A picture that fits in one is encoded
-            whole, unless it wraps.
+        tile: side of the tiles in pixels, a multiple of `prior.vae_factor`. A picture that fits in one is
+            encoded whole, unless it wraps.
         wrap: whether the right edge continues at the left one.
         done: told of every tile.
     """
@@ -50,7 +51,7 @@ def encode_tiles(
             results = [latents.new_zeros(1, latents.shape[1], height, width) for latents in encoded]
         for latents, result in zip(encoded, results, strict=True):
             grid.add(place, latents[0], result)
-        done(number, len(grid.places))
+        done(number)
     return results[0], results[1]
 
 
@@ -60,7 +61,7 @@ def decode_tiles(
     tile: int,
     *,
     wrap: bool = False,
-    done: TileDone = lambda number, total: None,
+    done: TileDone = lambda number: None,
 ) -> Float[Tensor, "3 height width"]:
     """The picture of scaled latents, RGB in 0..1, on the CPU.
 
@@ -75,5 +76,5 @@ def decode_tiles(
     picture = torch.zeros(1, 3, height * factor, width * factor)
     for number, place in enumerate(grid.places, start=1):
         pixels.add(place, prior.decode(grid.part(place, latents))[0].cpu(), picture)
-        done(number, len(grid.places))
+        done(number)
     return picture[0].clamp_(0, 1)  # weights add up to one but for rounding

@@ -37,10 +37,11 @@ class Window:
 class WindowCanvas(Canvas[Window]):
     """The windows of one picture.
 
-    Every step covers the picture with overlapping windows, shifted at random so that no seam has time to form, and
-    deals them out at random to batches, so that in time every window shares scores with every other. The released
-    code draws windows at random from a fixed grid instead and leaves corners behind. With regions, a window is a
-    particle of every prompt that counts in it; windows share scores with those of the same prompt.
+    Every step covers the picture with overlapping windows, shifted at random so that no seam has time to
+    form, and deals them out at random to batches, so that in time every window shares scores with every
+    other. The released code draws windows at random from a fixed grid instead and leaves corners behind. With
+    regions, a window is a particle of every prompt that counts in it; windows share scores with those of the
+    same prompt.
 
     Args:
         source: scaled latents of the picture.

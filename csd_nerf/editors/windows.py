@@ -1,7 +1,7 @@
 """Overlapping windows that cover a picture, with weights that add up to one everywhere.
 
-Used twice: for the particles of an edit step, whose grid is shifted at random from step to step, and for the tiles in
-which an autoencoder takes a picture too large for it, whose grid stays.
+Used twice: for the particles of an edit step, whose grid is shifted at random from step to step, and for the
+    tiles in which an autoencoder takes a picture too large for it, whose grid stays.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MOST_SPACING = 2 / 3
-"""Distance between neighbouring windows as a fraction of a window, at most: shifted by up to half of it either
-way they still meet."""
+"""Distance between neighbouring windows as a fraction of a window, at most: shifted by up to half of it
+either way they still meet."""
 
 
 @dataclass(frozen=True)
 class Cover:
     """Windows of one size along one side of a picture.
 
-    Every position has weights that add up to exactly one over the windows that hold it, whether it lies in the
-    middle or at the border. A window's weight falls off towards its ends, where a network sees least around it.
+    Every position has weights that add up to exactly one over the windows that hold it, whether it lies in
+    the middle or at the border. A window's weight falls off towards its ends, where a network sees least
+    around it.
 
     Args:
         length: of the side.
-        starts: first position of each window; where the side wraps, a window may run over its end and go on at its
+        starts: first position of each window; where the side wraps, a window may run over its end and go on
+            at its
             beginning.
         window: length of the windows.
     """
@@ -64,7 +66,8 @@ def cover(length: int, window: int, *, wrap: bool = False, shift: float = 0.0) -
     Args:
         length: of the side, at least a window.
         window: length of the windows.
-        wrap: whether the end meets the beginning. If not, the first and the last window are flush with the ends.
+        wrap: whether the end meets the beginning. If not, the first and the last window are flush with the
+            ends.
         shift: moves the windows (of a side that does not wrap: those between the first and the last) by this
             fraction of their spacing, -0.5 to 0.5.
 
@@ -97,7 +100,8 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """Windows over a picture: a cover of its rows times one of its columns. Weights add up to one everywhere."""
+    """Windows over a picture: a cover of its rows times one of its columns. Weights add up to one
+    everywhere."""
 
     rows: Cover
     columns: Cover
@@ -112,7 +116,7 @@ class Grid:
         wrap: bool = False,
         shifts: tuple[float, float] = (0.0, 0.0),
     ) -> Grid:
-        """Square windows, or as large as the picture where that is smaller; `wrap` is of the columns alone."""
+        """Square windows, or as large as the picture where it is smaller; `wrap` is of the columns alone."""
         return cls(
             cover(height, min(window, height), shift=shifts[0]),
             cover(width, min(window, width), wrap=wrap, shift=shifts[1]),
