@@ -21,7 +21,7 @@ the guidance of 100 that they were published with."""
 
 SUITED: dict[str, dict[str, Any]] = {
     "tiny-instruct": {
-        "steps": 40,
+        "steps": 20,
         "learning_rate": 0.6,
         "text_guidance": 3.5,
         "min_timestep": 0.02,
@@ -45,7 +45,7 @@ class EditSettings:
     """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, which ships with the
     package, knows a few instructions and runs on a laptop."""
     steps: Optional[int] = None  # noqa: UP045
-    """Steps of the edit; each goes over everything once. Default 200, with tiny-instruct 40."""
+    """Steps of the edit; each goes over everything once. Default 200, with tiny-instruct 20."""
     learning_rate: Optional[float] = None  # noqa: UP045
     """Of the first step; it falls by a tenth ten times. Default 0.25 with csd-edit (tiny-instruct 0.6)."""
     text_guidance: Optional[float] = None  # noqa: UP045
@@ -162,7 +162,7 @@ class EditSettings:
 
     def outcome(self) -> dict[str, Any]:
         """Everything that decides the outcome, as JSON: an edit can only go on with the same."""
-        machine = ("device", "precision", "unet_batch_size", "transport")
+        machine = ("device", "precision", "unet_batch_size")
         mine = {name: value for name, value in dataclasses.asdict(self).items() if name not in machine}
         descent, objective = dataclasses.asdict(self.descent()), dataclasses.asdict(self.objective_config())
         return {**mine, **descent, **objective}

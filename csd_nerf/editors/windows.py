@@ -30,8 +30,7 @@ class Cover:
     Args:
         length: of the side.
         starts: first position of each window; where the side wraps, a window may run over its end and go on
-            at its
-            beginning.
+            at its beginning.
         window: length of the windows.
     """
 
