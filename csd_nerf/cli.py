@@ -13,9 +13,10 @@ from typing import Any
 import tyro
 
 from csd_nerf.demo.command import Demo
+from csd_nerf.editors.command import Image, Panorama
 from csd_nerf.errors import exit_on_input_error
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo}
+COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "image": Image, "panorama": Panorama}
 
 EXIT_STATUS_INTERRUPTED = 130
 EXIT_STATUS_TERMINATED = 143
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app.command(name=name)(options)
     command = app.cli(
         prog="csd-nerf",
-        description="Edit captured 3-D scenes by text with Collaborative Score Distillation.",
+        description="Edit captured 3-D scenes and pictures by text with Collaborative Score Distillation.",
         args=arguments,
     )
     signal.signal(signal.SIGTERM, _exit_as_terminated)

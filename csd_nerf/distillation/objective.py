@@ -125,6 +125,19 @@ class Objective:
         check_fit(config.residual, image_conditioned=prior.image_conditioned)
         check_structure(config.structure, prior)
 
+    def draw_timestep(
+        self, *, step: int = 0, max_steps: int = 1, generator: torch.Generator | None = None
+    ) -> int:
+        """The timestep of a step, as `gradient` draws it, for several calls that are to share one.
+
+        Args:
+            step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
+            generator: source of the timestep.
+        """
+        return _timestep_range(self.config).sample(
+            self.prior.schedule.num_timesteps, step=step, max_steps=max_steps, generator=generator
+        )
+
     @torch.no_grad()
     def gradient(
         self,
@@ -136,6 +149,7 @@ class Objective:
         source_prompt: str = "",
         step: int = 0,
         max_steps: int = 1,
+        timestep: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Distilled:
         """The gradient `w(t) * transport(residuals, noisy latents)` of the views, for descent.
@@ -153,6 +167,7 @@ class Objective:
             source_prompt: description of the source, for a text-to-image model: the residuals "dds" and "pds"
                 need it, a structure loss looks at the source with it.
             step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
+            timestep: to distil at, an index into the prior's schedule; None draws it.
             generator: source of the timestep and the noise.
 
         Raises:
@@ -162,9 +177,9 @@ class Objective:
         """
         config, prior = self.config, self.prior
         check_source_prompt(config.residual, source_prompt)
-        t = _timestep_range(config).sample(
-            prior.schedule.num_timesteps, step=step, max_steps=max_steps, generator=generator
-        )
+        t = timestep
+        if t is None:
+            t = self.draw_timestep(step=step, max_steps=max_steps, generator=generator)
         target_text, source_text, empty_text = prior.embed([prompt, source_prompt, ""]).split(1)
         views = Views(
             latents=latents.detach().float(),
