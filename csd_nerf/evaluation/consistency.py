@@ -147,12 +147,13 @@ def motions(source: Iterable[Float[Tensor, "3 h w"]]) -> Iterator[Motion]:
 def warp_error(frames: Iterable[Float[Tensor, "3 h w"]], along: Iterable[Motion]) -> float:
     """How much a clip flickers along the motion of its source: the warping error of Lai et al. (1808.00449).
 
-    With `V_t` a frame, `V^_(t-1)` the one before, brought to its place along the flow of the source, and `M_t`
-    the visible pixels:
+    With `V_t` a frame, `V^_(t-1)` the one before, brought to its place along the flow of the source, and
+    `M_t` the visible pixels:
 
         E = 1 / (T - 1) sum_t  1 / |M_t| sum_{p in M_t} |V_t(p) - V^_(t-1)(p)|^2
 
-    where the square is summed over the three channels. 0 is a clip whose every point keeps its colour. The source itself is not 0, for shadows, noise and flow; give its value beside an edit's.
+    where the square is summed over the three channels. 0 is a clip whose every point keeps its colour. The
+    source itself is not 0, for shadows, noise and errors of the flow: give its value beside an edit's.
 
     Args:
         frames: of the edit, RGB in 0..1, of the size at which the motion was found.
