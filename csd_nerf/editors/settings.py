@@ -203,8 +203,8 @@ class VideoSettings(EditSettings):
     """Short side in pixels at which frames are edited and written; a smaller clip keeps its size. Default the
     size that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
     noise: Literal["shared", "per-particle"] = "shared"
-    """One noise for all frames of a step, so that what does not move is edited alike in all of them and colours
-    do not flicker; or one for each, as in CSD's released code."""
+    """One noise for all frames of a step, so that what does not move is edited alike in all of them and
+    colours do not flicker; or one for each, as in CSD's released code."""
     anchors: int = 4
     """Of the particles in a group, how many are frames from all over the clip that all groups share. A clip
     of no more frames than `--particles` is one group."""
