@@ -67,8 +67,8 @@ class PictureCommand(PictureSettings):
         except KeyboardInterrupt:
             if unfinished.path.exists():
                 console.print(
-                    f"\nStopped after {observer.steps} steps; the edit so far is kept in {unfinished.path}. The "
-                    "same command goes on from there.",
+                    f"\nStopped after {observer.steps} steps; the edit so far is kept in {unfinished.path}. "
+                    "The same command goes on from there.",
                     markup=False,
                     highlight=False,
                     soft_wrap=True,
