@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.media.pictures import Picture, to_bytes, write_picture
+from csd_nerf.media import Picture, write_clip, write_picture
 
 
 def sheet(rows: Iterable[Float[Tensor, "n 3 h w"]], gap: int = 4) -> Float[Tensor, "height width 3"]:
@@ -40,22 +38,10 @@ def save_video(frames: Iterable[Float[Tensor, "h w 3"]], path: Path, frames_per_
     """Write an H.264 video that browsers play; an older one is replaced only by a whole one.
 
     Args:
-        frames: pictures of one even height and width, 0..1.
+        frames: pictures of one size, 0..1; an odd side grows by a pixel.
         path: ending in .mp4.
         frames_per_second: playback rate.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = None
-        for frame in frames:
-            pixels = to_bytes(frame)
-            if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(frames_per_second))
-                stream.height, stream.width = pixels.shape[:2]
-                stream.pix_fmt = "yuv420p"
-                stream.options = {"crf": "18"}
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())
-    os.replace(partial, path)
+    channels_first = (frame.permute(2, 0, 1) for frame in frames)
+    write_clip(channels_first, path, frame_rate=Fraction(frames_per_second), force=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -178,19 +179,14 @@ def test_output_is_checked_before_work(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "there.png"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_on_a_full_disk_the_old_picture_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_full_disk_the_old_picture_stays(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
     path = tmp_path / "picture.png"
     write_picture(Picture(torch.rand(3, 8, 8)), path)
     before = path.read_bytes()
-
-    def save_on_full_disk(*args: Any, **kwargs: Any) -> None:
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"x")
-
-    monkeypatch.setattr(Image.Image, "save", save_on_full_disk)
-    with pytest.raises(InputError, match="No space left"):
-        write_picture(Picture(torch.rand(3, 8, 8)), path, force=True)
+    with full_disk(4096), pytest.raises(InputError, match="cannot be written"):
+        write_picture(Picture(torch.rand(3, 128, 128)), path, force=True)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["picture.png"]
 
