@@ -276,3 +276,31 @@ def test_a_panorama_takes_several_prompts_and_masks() -> None:
     assert done == 0
     assert Image.open("out.jpg").size == (200, 100)
     assert "<q>make it night</q> <q>make it winter</q>" in Path("out.html").read_text(encoding="utf8")
+
+
+def test_a_recipe_gives_options_that_the_command_line_does_not() -> None:
+    Path("tiny.yaml").write_text(
+        "prior: tiny-instruct\nsteps: 1\npage: false\ncomparison: false\nseed: 4\nfor:\n"
+        "  image: {prompt: make it night}\n  panorama: {prompt: [make it night, make it winter]}\n"
+    )
+    assert command("image", "photo.png", "-o", "a.png", "--recipe", "tiny.yaml") == 0
+    assert edit("--seed", "4", output="b.png") == 0
+    assert edit("--seed", "5", output="c.png") == 0
+    assert command("image", "photo.png", "-o", "d.png", "--recipe", "tiny.yaml", "--seed", "5") == 0
+    a, b, c, d = (Path(f"{name}.png").read_bytes() for name in "abcd")
+    assert a == b and c == d and a != c
+    assert "a.html" not in files()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("stepz: 3", "sets an option that is not there"),
+        ("steps: many", "does not take"),
+        ("[", "cannot be read"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_refused(text: str, part: str, capsys: Any) -> None:
+    Path("bad.yaml").write_text(text)
+    assert edit("--recipe", "bad.yaml") == 2
+    assert part in capsys.readouterr().err
