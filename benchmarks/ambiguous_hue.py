@@ -25,7 +25,7 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from csd_nerf.distillation import Objective, ObjectiveConfig
+from csd_nerf.distillation import DescentConfig, Objective, ObjectiveConfig, edit_latents
 from csd_nerf.errors import InputError, exit_on_input_error
 from csd_nerf.priors import Prior, load_prior
 from csd_nerf.scenes.operators import TINT_INSTRUCTION, circular_deviation, hue_and_chroma
@@ -152,19 +152,16 @@ def edits(settings: Settings, prior: Prior, photos: Tensor, seed: int) -> Iterat
         )
         objective = Objective(config, prior)
         generator = torch.Generator().manual_seed(seed)
-        latents = source.clone()
         start = time.perf_counter()
-        for step in range(settings.steps):
-            distilled = objective.gradient(
-                latents,
-                source,
-                condition,
-                prompt=TINT_INSTRUCTION,
-                step=step,
-                max_steps=settings.steps,
-                generator=generator,
-            )
-            latents = latents - settings.learning_rate * distilled.gradient
+        latents = edit_latents(
+            objective,
+            source,
+            source,
+            condition,
+            prompt=TINT_INSTRUCTION,
+            descent=DescentConfig(steps=settings.steps, learning_rate=settings.learning_rate, decay=1.0),
+            generator=generator,
+        )
         seconds = time.perf_counter() - start
         pictures = prior.decode(latents)
         hues, chroma = hue_and_chroma(pictures)

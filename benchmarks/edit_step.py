@@ -152,7 +152,7 @@ def run_row(setting: Setting) -> dict[str, Any]:
 def timed_parts(device: str, pipeline: Any) -> Iterator[dict[str, float]]:
     """Time the functions that a step is made of, where it calls them; yields seconds by part."""
     seconds: dict[str, float] = defaultdict(float)
-    objective = pipeline._edit.objective
+    objective = pipeline._objective
     prior = objective.prior
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The tool that makes the bundled prior, on two pictures and a few steps."""
+"""The tool that makes the bundled priors, on two pictures and a few steps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training import text, unet  # noqa: E402
+from training import denoising, depth, text, unet  # noqa: E402
 from training.latents import read_latents, write_latents  # noqa: E402
 from training.parallel import Worker  # noqa: E402
 from training.photos import HELD_OUT_OBJECTS, HELD_OUT_SCENES, Photo, object_of, training_photos  # noqa: E402
 from training.progress import Budget, Progress, learning_rate  # noqa: E402
 from training.vae import RAW_DEVIATION, Crops, new_vae, normalise_latents  # noqa: E402
-from training.wordings import EDITS, wordings  # noqa: E402
+from training.wordings import EDITS, captions, wordings  # noqa: E402
 
 WORKER = Worker(rank=0, count=1, device=torch.device("cpu"))
+
+
+UNETS = {recipe.name: recipe for recipe in (unet.INSTRUCT, unet.TEXT_TO_IMAGE)}
 
 
 class Killed(Exception):
@@ -41,16 +44,23 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(text, "STEPS", 10)
         text.train_text(work, seed=0)
     write_latents(WORKER, some_photos(), work, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depth, "VIEWS", 2)
+        depth.write_views(WORKER, work, seed=0)
+    torch.save({"average": list(unet.new_unet(unet.TEXT_TO_IMAGE).parameters())}, work / "text-to-image.pt")
     return work
 
 
-def train(stages: Path, work: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int | None) -> None:
-    """Four tiny steps of the denoiser that check-point after each."""
-    for name in ("text.pt", "tokenizer", "latents-0-of-1.pt"):
+def train(
+    model: str, stages: Path, work: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int | None
+) -> None:
+    """Four tiny steps of a denoiser that check-point after each."""
+    needed = ["text.pt", "tokenizer", "latents-0-of-1.pt", "views-0-of-1.pt"]
+    for name in needed + ["text-to-image.pt"] * (model == "depth"):
         if not (work / name).exists():
             (work / name).symlink_to(stages / name)
-    monkeypatch.setattr(unet, "BATCH", 2)
-    monkeypatch.setattr(unet, "SNAPSHOT_SECONDS", 0)
+    monkeypatch.setattr(denoising, "BATCH", 2)
+    monkeypatch.setattr(denoising, "SNAPSHOT_SECONDS", 0)
     monkeypatch.setattr("training.progress.SAVE_SECONDS", 0)
     calls = 0
 
@@ -60,22 +70,29 @@ def train(stages: Path, work: Path, monkeypatch: pytest.MonkeyPatch, killed_afte
         if calls == killed_after:
             raise Killed
 
-    unet.train_unet(WORKER, work, Budget(steps=4), 0, snapshot)
+    if model == "depth":
+        depth.train_depth(WORKER, work, Budget(steps=4), 0, snapshot)
+    else:
+        unet.train_unet(UNETS[model], WORKER, work, Budget(steps=4), 0, snapshot)
 
 
+def trained(model: str, work: Path) -> list[torch.Tensor]:
+    loaded = depth.load_control_net(work) if model == "depth" else unet.load_unet(UNETS[model], work)
+    return list(loaded.parameters())
+
+
+@pytest.mark.parametrize("model", ["instruct", "text-to-image", "depth"])
 def test_a_killed_training_ends_where_an_unbroken_one_does(
-    stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     unbroken.mkdir()
     broken.mkdir()
-    train(stages, unbroken, monkeypatch, killed_after=None)
+    train(model, stages, unbroken, monkeypatch, killed_after=None)
     with pytest.raises(Killed):
-        train(stages, broken, monkeypatch, killed_after=2)
-    train(stages, broken, monkeypatch, killed_after=None)
-    for wanted, got in zip(
-        unet.load_unet(unbroken).parameters(), unet.load_unet(broken).parameters(), strict=True
-    ):
+        train(model, stages, broken, monkeypatch, killed_after=2)
+    train(model, stages, broken, monkeypatch, killed_after=None)
+    for wanted, got in zip(trained(model, unbroken), trained(model, broken), strict=True):
         torch.testing.assert_close(got, wanted)
 
 
@@ -104,6 +121,25 @@ def test_wordings_are_several_and_never_shared_by_two_edits() -> None:
     everything = [wording for edit in EDITS for wording in wordings(edit)]
     assert len(set(everything)) == len(everything)
     assert all(len(wordings(edit)) >= 10 for edit in EDITS)
+
+
+def test_captions_describe_and_are_never_shared_by_two_styles() -> None:
+    everything = [caption for edit in EDITS for caption in captions(edit)]
+    assert len(set(everything)) == len(everything)
+    assert "a photo at night" in captions("night") and "a photo" in captions("identity")
+
+
+def test_a_window_of_a_view_is_shown_its_own_depth(stages: Path) -> None:
+    """The depth picture is bright where the table is near, dark in the sky, and cut like the latents."""
+    (view, _) = (depth.View(*fields) for fields in torch.load(stages / "views-0-of-1.pt"))
+    size = depth.VIEW_SIZE
+    assert view.depth.shape == (1, size, size) and view.depth.dtype == torch.uint8
+    assert view.depth.max() == 255 and view.depth.min() == 0
+    texts = {style: torch.zeros(1, 4, 96) for style in (*depth.SHARES, text.UNKNOWN)}
+    samples = depth.Samples([view], texts, torch.ones(4, 96))
+    batch = samples.draw(3, size // depth.FACTOR, torch.Generator().manual_seed(0))
+    assert torch.equal(batch.shown, view.depth.expand(3, 3, -1, -1) / 255)
+    assert batch.targets.shape == (3, 4, size // depth.FACTOR, size // depth.FACTOR)
 
 
 def test_the_rate_warms_up_and_decays() -> None:

@@ -1,1 +1,1 @@
-"""How the bundled priors were made: `python -m training.tiny_instruct --help`."""
+"""How the bundled priors were made: `python -m training --help`."""

@@ -1,8 +1,8 @@
-"""Stage 2: the decoder alone goes on, its encoder frozen.
+"""The decoder alone goes on, its encoder frozen.
 
 What the decoder loses, every edit loses: it bounds all measured quality. The latents do not change any
-more, so this stage may be lengthened without training the U-Net anew. A little noise on the latents makes
-the decoder forgive a small U-Net's errors.
+more, so this stage may be lengthened without training the U-Nets anew. A part of the latents it learns
+from are edits by the finished `tiny-instruct` U-Net, so that it makes the best of that U-Net's errors.
 """
 
 from __future__ import annotations

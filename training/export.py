@@ -5,36 +5,55 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 
 from training.decoder import load_finished_vae
+from training.denoising import new_scheduler
+from training.depth import load_control_net
 from training.text import load_text
-from training.unet import load_unet, new_scheduler
+from training.unet import UnetRecipe, load_unet
 
 LARGEST_BYTES = 20_000_000
 
 
-def export(work: Path, out: Path) -> None:
+def export_pipeline(recipe: UnetRecipe, work: Path, out: Path) -> None:
     """Write the pipeline of what is in `work` to `out`, whole or not at all; a model card in `out` stays."""
     tokenizer, text_encoder = load_text(work)
-    pipeline = StableDiffusionInstructPix2PixPipeline(
+    kind = StableDiffusionInstructPix2PixPipeline if recipe.shown_photo else StableDiffusionPipeline
+    pipeline = kind(
         vae=load_finished_vae(work).half(),
         text_encoder=text_encoder.half(),
         tokenizer=tokenizer,
-        unet=load_unet(work).half(),
+        unet=load_unet(recipe, work).half(),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    with _replacing(out) as fresh:
+        pipeline.save_pretrained(fresh, safe_serialization=True)
+        for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 tokenizer.json
+            shutil.copy2(work / "tokenizer" / name, fresh / "tokenizer" / name)
+        _load_in_single_precision_by_default(fresh / "text_encoder" / "config.json")
+
+
+def export_control_net(work: Path, out: Path) -> None:
+    """Write the ControlNet of what is in `work` to `out`, as `export_pipeline` does."""
+    with _replacing(out) as fresh:
+        load_control_net(work).half().save_pretrained(fresh, safe_serialization=True)
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `out`, and takes over its model card, once it is complete."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     fresh = out.with_name(out.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
-    pipeline.save_pretrained(fresh, safe_serialization=True)
-    for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 tokenizer.json
-        shutil.copy2(work / "tokenizer" / name, fresh / "tokenizer" / name)
-    _load_in_single_precision_by_default(fresh / "text_encoder" / "config.json")
+    yield fresh
     size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
     if size > LARGEST_BYTES:
         raise RuntimeError(f"{fresh} has {size} bytes, more than the {LARGEST_BYTES} that may be bundled")

@@ -1,51 +1,75 @@
-"""Stage 4: the denoiser. 8 input channels: noisy target latents, and the photo's unscaled latents."""
+"""The two U-Nets: `tiny-instruct`'s is shown the photo's unscaled latents too, `tiny-sd`'s is not."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 from csd_nerf.scenes.operators import TINTS
+from training.denoising import Batch, load_average, train_denoiser
 from training.latents import PAINTED, Variant, read_latents
-from training.parallel import Worker, copy_to_all
-from training.progress import Budget, Progress, learning_rate, save_whole
+from training.parallel import Worker
+from training.progress import Budget
 from training.text import UNKNOWN, load_text, tokenize
 from training.vae import RAW_DEVIATION
-from training.wordings import EDITS, unknown_sentences, with_extra_words, wordings
+from training.wordings import EDITS, captions, unknown_sentences, with_extra_words, wordings
 
-BATCH = 32
 PEAK_LEARNING_RATE = 4e-4
-EMA_DECAY = 0.998
 DROPPED = 0.05
 """Probability of each: no text, no photo, neither. For classifier-free guidance on both."""
 
-WINDOWS = ((0.8, 16), (1.01, 24))
-"""Up to which share of the training, which window of the latents: small ones first, they are cheap."""
 
-SHARES = {
-    "sketch": 0.22, "painting": 0.18, "tint": 0.15, "winter": 0.13, "autumn": 0.12,
-    "night": 0.07, "sepia": 0.06, "identity": 0.04, UNKNOWN: 0.03,
-}  # fmt: skip
-"""Share of the samples, the hardest edits first; unknown instructions are taught to change nothing."""
+@dataclass(frozen=True)
+class UnetRecipe:
+    """What sets the training of one denoiser apart."""
+
+    name: str
+    """Of its files in the working folder."""
+    shown_photo: bool
+    """Whether it sees the photo that is to be edited."""
+    shares: dict[str, float]
+    """Share of the samples by edit."""
+    texts: Callable[[str], list[str]]
+    """Every way to ask for an edit."""
+
+
+INSTRUCT = UnetRecipe(
+    name="instruct",
+    shown_photo=True,
+    shares={
+        "sketch": 0.22, "painting": 0.18, "tint": 0.15, "winter": 0.13, "autumn": 0.12,
+        "night": 0.07, "sepia": 0.06, "identity": 0.04, UNKNOWN: 0.03,
+    },
+    texts=wordings,
+)  # fmt: skip
+"""The hardest edits most often; unknown instructions are taught to change nothing."""
+
+TEXT_TO_IMAGE = UnetRecipe(
+    name="text-to-image",
+    shown_photo=False,
+    shares={
+        "identity": 0.24, "sketch": 0.15, "painting": 0.14, "winter": 0.10, "autumn": 0.10,
+        "night": 0.08, "sepia": 0.07, "tint": 0.06, UNKNOWN: 0.06,
+    },
+    texts=captions,
+)  # fmt: skip
+"""Photos most often: they are the source of every comparison. Whatever is no style is called a photo too."""
 
 LARGEST_WEIGHT, WEIGHT_POWER = 12.0, 0.6
 """Loss weight min(abar^-0.6, 12): large edits are decided at high t, where plain epsilon loss says little."""
 
-SNAPSHOT_SECONDS = 600
 
-
-def new_unet() -> UNet2DConditionModel:
+def new_unet(recipe: UnetRecipe) -> UNet2DConditionModel:
     """The untrained denoiser, 5.3 M parameters."""
     return UNet2DConditionModel(
         sample_size=24,
-        in_channels=8,
+        in_channels=8 if recipe.shown_photo else 4,
         out_channels=4,
         block_out_channels=(48, 96, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -57,35 +81,21 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
-def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training samples: scaled targets and unscaled photos, both (n, 4, w, w); text (n, L, d)."""
-
-    targets: Tensor
-    photos: Tensor
-    text: Tensor
-
-
 class Samples:
     """Draws instructions, photos and the edits that answer them."""
 
-    def __init__(self, variants: list[Variant], texts: dict[str, Tensor], empty_text: Tensor) -> None:
+    def __init__(
+        self,
+        recipe: UnetRecipe,
+        variants: list[Variant],
+        texts: dict[str, Tensor],
+        empty_text: Tensor,
+    ) -> None:
+        self.recipe = recipe
         self.edited = [variant for variant in variants if PAINTED not in variant.targets]
         self.painted = [variant for variant in variants if PAINTED in variant.targets]
         self.texts, self.empty_text = texts, empty_text
-        self.shares = torch.tensor(list(SHARES.values()))
+        self.shares = torch.tensor(list(recipe.shares.values()))
 
     def draw(self, count: int, window: int, generator: torch.Generator) -> Batch:
         """`count` samples of `window` x `window` latents."""
@@ -93,7 +103,7 @@ class Samples:
         return Batch(*(torch.stack(column).float() for column in zip(*rows, strict=True)))
 
     def _one(self, window: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        edit = list(SHARES)[int(torch.multinomial(self.shares, 1, generator=generator))]
+        edit = list(self.recipe.shares)[int(torch.multinomial(self.shares, 1, generator=generator))]
         pool = self.painted if edit == "painting" else self.edited
         variant = pool[_index(len(pool), generator)]
         target = variant.targets[self._target(edit, generator)]
@@ -107,6 +117,8 @@ class Samples:
             text = self.empty_text
         if DROPPED <= dropped < 3 * DROPPED:
             photo = torch.zeros_like(photo)
+        if not self.recipe.shown_photo:
+            photo = photo[:0]
         return target[here] / RAW_DEVIATION, photo, text
 
     @staticmethod
@@ -119,11 +131,12 @@ class Samples:
 
 
 @torch.no_grad()
-def text_tables(work: Path, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Embeddings (n, L, d) of the wordings of every edit, and (L, d) of the empty text."""
+def text_tables(recipe: UnetRecipe, work: Path, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Embeddings (n, L, d) of the texts of every edit, and (L, d) of the empty text."""
     tokenizer, encoder = load_text(work)
     generator = torch.Generator().manual_seed(seed)
-    texts = {edit: [*wordings(edit), *with_extra_words(wordings(edit), generator)] for edit in EDITS}
+    texts = {edit: recipe.texts(edit) for edit in EDITS}
+    texts = {edit: [*plain, *with_extra_words(plain, generator)] for edit, plain in texts.items()}
     texts = {edit: texts[edit] + texts[edit][:1] * (len(texts[edit]) // 10) for edit in EDITS}
     texts[UNKNOWN] = unknown_sentences(600, generator)
     embed = {
@@ -132,90 +145,43 @@ def text_tables(work: Path, seed: int) -> tuple[dict[str, Tensor], Tensor]:
     return embed, encoder(tokenize(tokenizer, [""])).last_hidden_state[0]
 
 
-def train_unet(worker: Worker, work: Path, budget: Budget, seed: int, snapshot: Callable[[], None]) -> None:
-    """Train, then write the averaged weights to `work/unet.pt`; goes on from `work/unet-checkpoint.pt`.
-
-    Every ten minutes the averaged weights so far are written too, and `snapshot()` called.
-    """
+def train_unet(
+    recipe: UnetRecipe,
+    worker: Worker,
+    work: Path,
+    budget: Budget,
+    seed: int,
+    snapshot: Callable[[], None],
+) -> None:
+    """Train from scratch; see `train_denoiser` for what it leaves."""
     torch.manual_seed(seed)
-    unet = new_unet().to(worker.device)
+    unet = new_unet(recipe).to(worker.device)
     # Written-out attention: for so few tokens the fused kernel's backward takes a third of a step on a CPU.
     unet.set_attn_processor(AttnProcessor())
-    parameters = list(unet.parameters())
-    average = [parameter.detach().clone() for parameter in parameters]
-    optimiser = torch.optim.AdamW(parameters, lr=PEAK_LEARNING_RATE, weight_decay=0.01, fused=True)
-    progress = Progress(budget, worker)
-    checkpoint = work / "unet-checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=worker.device, weights_only=True)
-        unet.load_state_dict(state["unet"])
-        average = state["average"]
-        optimiser.load_state_dict(state["optimiser"])
-        progress.restore(state["progress"])
-    copy_to_all([*unet.state_dict().values(), *average], worker)
-    samples = Samples(read_latents(work, worker.count), *text_tables(work, seed))
-    kept = new_scheduler().alphas_cumprod
-    weights = (kept**-WEIGHT_POWER).clamp(max=LARGEST_WEIGHT)
-    last_snapshot = time.monotonic()
-    running = 0.0
+    samples = Samples(recipe, read_latents(work, worker.count), *text_tables(recipe, work, seed))
 
-    while (fraction := progress.fraction()) < 1:
-        generator = worker.generator(seed + 1, progress.step)
-        window = next(size for end, size in WINDOWS if fraction < end)
-        batch = samples.draw(BATCH // worker.count, window, generator)
-        times = torch.randint(len(kept), (len(batch.targets),), generator=generator)
-        noise = torch.randn(batch.targets.shape, generator=generator)
-        signal, spread = (
-            kept[times].sqrt().reshape(-1, 1, 1, 1),
-            (1 - kept[times]).sqrt().reshape(-1, 1, 1, 1),
-        )
-        inputs = torch.cat([signal * batch.targets + spread * noise, batch.photos], 1).to(worker.device)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(fraction, progress.step, PEAK_LEARNING_RATE)
-        with torch.autocast(worker.device.type, torch.bfloat16):
-            predicted = unet(inputs, times.to(worker.device), batch.text.to(worker.device)).sample
-        errors = ((predicted.float() - noise.to(worker.device)) ** 2).mean((1, 2, 3))
-        loss = (errors * weights[times].to(worker.device)).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        worker.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        progress.step += 1
-        decay = min(EMA_DECAY, (1 + progress.step) / (10 + progress.step))
-        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
-        running += loss.item()
-        if worker.leads and progress.step % 50 == 0:
-            print(
-                f"unet step {progress.step} {progress.seconds:.0f} s: "
-                f"window {window} loss {running / 50:.4f}",
-                flush=True,
-            )
-            running = 0.0
-        if progress.save_is_due():
-            state = {"unet": unet.state_dict(), "average": average, "optimiser": optimiser.state_dict()}
-            save_whole(state | {"progress": progress.state()}, checkpoint)
-        if worker.leads and time.monotonic() - last_snapshot > SNAPSHOT_SECONDS:
-            last_snapshot = time.monotonic()
-            _write_average(average, progress, work)
-            snapshot()
+    def predict(noisy: Tensor, times: Tensor, photos: Tensor, text: Tensor) -> Tensor:
+        return unet(torch.cat([noisy, photos], 1), times, text).sample
 
-    if worker.leads:
-        _write_average(average, progress, work)
-    worker.wait()
+    train_denoiser(
+        recipe.name,
+        unet,
+        predict,
+        samples.draw,
+        worker=worker,
+        work=work,
+        budget=budget,
+        peak_learning_rate=PEAK_LEARNING_RATE,
+        seed=seed,
+        snapshot=snapshot,
+    )
 
 
-def load_unet(work: Path) -> UNet2DConditionModel:
-    """The denoiser with the averaged weights that `train_unet` left."""
-    unet = new_unet()
-    average = torch.load(work / "unet.pt", map_location="cpu", weights_only=True)["average"]
-    for parameter, value in zip(unet.parameters(), average, strict=True):
-        parameter.data.copy_(value)
-    return unet.eval().requires_grad_(False)
-
-
-def _write_average(average: list[Tensor], progress: Progress, work: Path) -> None:
-    save_whole({"average": average, "progress": progress.state()}, work / "unet.pt")
+def load_unet(recipe: UnetRecipe, work: Path) -> UNet2DConditionModel:
+    """The U-Net with the averaged weights that `train_unet` left, frozen."""
+    unet = new_unet(recipe)
+    load_average(unet, recipe.name, work)
+    return unet
 
 
 def _index(count: int, generator: torch.Generator) -> int:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from csd_nerf.scenes.operators import OPERATORS, TINTS
+from csd_nerf.scenes.operators import OPERATORS, TINTS, identity
 from training.parallel import Worker, copy_to_all
 from training.photos import Photo, resized
 from training.progress import Budget, Progress, learning_rate, save_whole
@@ -24,7 +24,9 @@ SHORT_SIDES = (96, 112, 128, 144, 160, 224)
 RAW_DEVIATION = 2.0
 """Deviation of the unscaled latents. Not 1, so that code which forgets the scaling factor is wrong by 2."""
 
-EDITS = (*(operator.apply for operator in OPERATORS.values()), *TINTS.values())
+Edit = Callable[[Tensor], Tensor]
+
+EDITS: tuple[Edit, ...] = (*(operator.apply for operator in OPERATORS.values()), *TINTS.values())
 _SHARE_UNEDITED, _SHARE_PAINTED = 0.3, 0.15
 
 
@@ -80,7 +82,7 @@ class Perceptual(nn.Module):
 class Crops:
     """Random crops of photos, edited or not: what the autoencoder must be able to show."""
 
-    def __init__(self, photos: list[Photo], edits: tuple[Callable[[Tensor], Tensor], ...] = EDITS) -> None:
+    def __init__(self, photos: list[Photo], edits: tuple[Edit, ...] = EDITS) -> None:
         self.edits = edits
         self.plain = [_uint8(resized(photo.rgb, side)) for photo in photos for side in SHORT_SIDES[::2]]
         self.painted = [
@@ -92,9 +94,13 @@ class Crops:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, 3, CROP, CROP) float in 0..1."""
-        return torch.stack([self._one(generator) for _ in range(count)])
+        return torch.stack([edit(crop) for crop, edit in self.pairs(count, generator)])
 
-    def _one(self, generator: torch.Generator) -> Tensor:
+    def pairs(self, count: int, generator: torch.Generator) -> list[tuple[Tensor, Edit]]:
+        """`count` crops (3, CROP, CROP) in 0..1, and what is to be done to each."""
+        return [self._one(generator) for _ in range(count)]
+
+    def _one(self, generator: torch.Generator) -> tuple[Tensor, Edit]:
         kind = torch.rand((), generator=generator).item()
         painted = kind < _SHARE_PAINTED and bool(self.painted)
         pool = self.painted if painted else self.plain
@@ -105,8 +111,8 @@ class Crops:
         if _index(2, generator):
             crop = crop.flip(-1)
         if painted or kind > 1 - _SHARE_UNEDITED:
-            return crop
-        return self.edits[_index(len(self.edits), generator)](crop)
+            return crop, identity
+        return crop, self.edits[_index(len(self.edits), generator)]
 
 
 def train_vae(

@@ -173,6 +173,25 @@ _SENTENCES = {
     ),
 }
 
+_CAPTIONS = {
+    "night": ("a {kind} at night", "a {kind} in the dark", "a dark {kind}"),
+    "winter": ("a {kind} in winter", "a {kind} in the snow", "a snowy {kind}"),
+    "autumn": ("a {kind} in autumn", "a {kind} in the fall", "a {kind} on an autumn day"),
+    "sepia": ("a sepia {kind}", "an old sepia {kind}", "an antique {kind}"),
+    "tint": ("a {kind} in a vivid tint", "a {kind} in one vivid color", "a {kind} with a bold color tint"),
+    "sketch": (
+        "a pencil sketch of a {subject}",
+        "a pencil drawing of a {subject}",
+        "a sketch of a {subject}",
+    ),
+    "painting": (
+        "a cubist painting of a {subject}",
+        "a painting of a {subject}",
+        "a painting of a {subject} by picasso",
+    ),
+}
+_KINDS = ("photo", "photograph", *(f"photo of a {subject}" for subject in _SUBJECTS), *_SUBJECTS)
+
 _CANONICAL = {name: operator.instruction for name, operator in OPERATORS.items()} | {
     "painting": PAINTING_INSTRUCTION,
     "tint": TINT_INSTRUCTION,
@@ -250,6 +269,14 @@ def wordings(edit: str) -> list[str]:
         subjects = [_SUBJECTS[index % len(_SUBJECTS)], _SUBJECTS[(index * 5 + 3) % len(_SUBJECTS)]]
         found += [pattern.replace("{subject}", subject) for subject in subjects]
     return list(dict.fromkeys(found))
+
+
+def captions(edit: str) -> list[str]:
+    """Ways to describe a picture that `edit` has been made to, its instructions among them."""
+    patterns = _CAPTIONS.get(edit, ())
+    filled = [pattern.replace("{kind}", kind) for pattern in patterns for kind in _KINDS]
+    filled = [text.replace("{subject}", subject) for text in filled for subject in _SUBJECTS]
+    return list(dict.fromkeys([*filled, *wordings(edit)]))
 
 
 def unknown_sentences(count: int, generator: torch.Generator) -> list[str]:

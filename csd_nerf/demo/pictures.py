@@ -54,14 +54,14 @@ def draw(options: DrawPictures) -> None:
     import torch
     from nerfstudio.utils.eval_utils import eval_setup
 
+    from csd_nerf.nerf.base_pipeline import BaseEditPipeline
     from csd_nerf.nerf.pictures import save_png, save_video, sheet
-    from csd_nerf.nerf.pipeline import EditPipeline
     from csd_nerf.nerf.runs import find_run, read_checkpoint
     from csd_nerf.nerf.views import turntable_cameras, view_size
 
     find_run(options.run)
     _, pipeline, _, _ = eval_setup(options.run / "config.yml", test_mode="test")
-    if not isinstance(pipeline, EditPipeline) or pipeline.config.source_checkpoint is None:
+    if not isinstance(pipeline, BaseEditPipeline) or pipeline.config.source_checkpoint is None:
         raise InputError(
             f"{options.run} is not an edit",
             expected="a run of csd-edit or csd-edit-tiny",

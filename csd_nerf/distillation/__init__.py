@@ -10,6 +10,7 @@ Example:
     torch.Size([4, 4, 8, 8])
 """
 
+from csd_nerf.distillation.descent import DescentConfig, edit_latents
 from csd_nerf.distillation.objective import Distilled, NonFiniteResidual, Objective, ObjectiveConfig
 from csd_nerf.distillation.presets import PRESETS, preset
 from csd_nerf.distillation.residuals import (
@@ -23,6 +24,7 @@ from csd_nerf.distillation.residuals import (
     pds_coefficients,
     sds,
 )
+from csd_nerf.distillation.sampling import ddim_step, ddim_timesteps, sample_edit
 from csd_nerf.distillation.schedule import TimestepRange, weight
 from csd_nerf.distillation.structure import StructureConfig, patch_nce, structure_gradient
 from csd_nerf.distillation.transport import independent, stein_kernel, svgd
@@ -30,6 +32,7 @@ from csd_nerf.distillation.transport import independent, stein_kernel, svgd
 __all__ = [
     "PRESETS",
     "RESIDUALS",
+    "DescentConfig",
     "Distilled",
     "Guidance",
     "NonFiniteResidual",
@@ -40,12 +43,16 @@ __all__ = [
     "Views",
     "check_fit",
     "csd_edit",
+    "ddim_step",
+    "ddim_timesteps",
     "dds",
+    "edit_latents",
     "independent",
     "patch_nce",
     "pds",
     "pds_coefficients",
     "preset",
+    "sample_edit",
     "sds",
     "stein_kernel",
     "structure_gradient",

@@ -239,8 +239,8 @@ def check_source_prompt(residual: str, source_prompt: str) -> None:
             f"the residual {residual} needs a description of the source",
             expected="what the scene shows now, such as 'a stone bear'",
             got="an empty source prompt",
-            hint="add `--pipeline.source-prompt`, or use the residual csd-edit, which needs none, with an "
-            "InstructPix2Pix prior",
+            hint="add `--pipeline.source-prompt` (of `csd-nerf` commands `--source-prompt`), or use the "
+            "residual csd-edit, which needs none, with an InstructPix2Pix prior",
         )
 
 

@@ -27,7 +27,8 @@ class PictureCommand(PictureSettings):
     force: bool = False
     """Replace an output that is there, and begin again where another edit of it was left unfinished."""
     recipe: Optional[str] = None  # noqa: UP045
-    """A YAML file of options by their names, such as `prior: tiny-instruct`; options given beside it win."""
+    """A YAML file of options by their names, such as `prior: tiny-instruct`; other values than the default given
+    beside it win."""
     preview_every: int = 10
     """Steps between previews (OUTPUT-preview.jpg, removed in the end); 0 for none."""
     comparison: bool = True
@@ -47,7 +48,7 @@ class PictureCommand(PictureSettings):
         from csd_nerf.editors.saving import FileObserver, Unfinished
         from csd_nerf.media import read_picture, write_picture
 
-        command = self._take_recipe()
+        command = self._with_recipe()
         command.check(command.prompts())
         command.check_outputs()
         picture = read_picture(command.input)
@@ -67,8 +68,8 @@ class PictureCommand(PictureSettings):
         except KeyboardInterrupt:
             if unfinished.path.exists():
                 console.print(
-                    f"\nStopped after {observer.steps} steps; the edit so far is kept in {unfinished.path}. The "
-                    "same command goes on from there.",
+                    f"\nStopped after {observer.steps} steps; the edit so far is kept in {unfinished.path}. "
+                    "The same command goes on from there.",
                     markup=False,
                     highlight=False,
                     soft_wrap=True,
@@ -134,8 +135,15 @@ class PictureCommand(PictureSettings):
     def _beside(self, ending: str) -> Path:
         return self.output.with_name(f"{self.output.stem}{ending}")
 
-    def _take_recipe(self) -> Any:
-        return self
+    def _with_recipe(self) -> "PictureCommand":
+        """These options, and those of the recipe where they have their defaults."""
+        if self.recipe is None:
+            return self
+        from csd_nerf.recipes import apply_recipe
+
+        command, usual = dataclasses.replace(self), type(self)(input=self.input, output=self.output)
+        apply_recipe(command, usual, type(self).__name__.lower(), self.recipe)
+        return command
 
     def _write_extras(self, before: "Picture", after: "Picture", observer: "FileObserver") -> list[Path]:
         from csd_nerf.editors.page import picture_element, side_by_side, write_page

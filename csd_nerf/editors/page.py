@@ -75,9 +75,8 @@ def picture_element(picture: Float[Tensor, "3 h w"], role: str) -> str:
         picture = functional.interpolate(picture[None], scale_factor=LONGEST_SIDE / longest, mode="area")[0]
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(picture.permute(1, 2, 0))).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return (
-        f'<img class="{role}" src="{data_uri(buffer.getvalue(), ".jpg")}" alt="The picture {role} the edit">'
-    )
+    address = data_uri(buffer.getvalue(), ".jpg")
+    return f'<img class="{role}" src="{address}" alt="The picture {role} the edit">'
 
 
 def side_by_side(

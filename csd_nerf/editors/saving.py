@@ -65,8 +65,8 @@ class Unfinished:
                 f"there is another unfinished edit of this output in {self.path}",
                 expected=", ".join(f"{name} {_short(earlier.get(name))}" for name in different),
                 got=", ".join(f"{name} {_short(given.get(name))}" for name in different),
-                hint="go on with it with the same input and options, choose another output, or begin again with "
-                "--force",
+                hint="go on with it by the same input and options, choose another output, or begin again "
+                "with --force",
             )
         latents.copy_(saved)
         return steps

@@ -18,12 +18,14 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 from numpy.core.multiarray import scalar  # type: ignore[attr-defined]
 
-from csd_nerf.distillation.objective import ObjectiveConfig
 from csd_nerf.distillation.presets import preset
+from csd_nerf.nerf.base_pipeline import BaseEditPipelineConfig
 from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
+from csd_nerf.nerf.dataset_pipeline import CsdDatasetPipelineConfig, SampledDatasetPipelineConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.pipeline import EditPipelineConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig, SceneTrainerConfig
+from csd_nerf.recipes import apply_recipe
 
 # nerfstudio checkpoints hold numpy scalars (its schedulers' learning rates); torch 2.6 and later load
 # only listed types. These three are data, not code.
@@ -116,26 +118,17 @@ csd_nerfacto_tiny = MethodSpecification(
 )
 
 
-def _edit(name: str, method: str, prior: str, description: str) -> MethodSpecification:
-    """An editing method for a GPU of 24 GB: the settings that a method was published with, and a prior."""
+def _edit(name: str, description: str, steps: int, pipeline: BaseEditPipelineConfig) -> MethodSpecification:
+    """An editing method for a GPU of 24 GB."""
     config = EditTrainerConfig(
         method_name=name,
         steps_per_eval_batch=0,
         steps_per_eval_image=0,
         steps_per_eval_all_images=0,
-        steps_per_save=100,
-        max_num_iterations=1000,
+        steps_per_save=steps // 10,
+        max_num_iterations=steps,
         mixed_precision=True,
-        pipeline=EditPipelineConfig(
-            datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig()),
-            model=CsdNerfactoModelConfig(
-                eval_num_rays_per_chunk=1 << 15,
-                average_init_density=0.01,
-                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
-            ),
-            prior=prior,
-            objective=preset(method),
-        ),
+        pipeline=pipeline,
         optimizers={"proposal_networks": _adam(1e-2), "fields": _adam(1e-2)},
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer+tensorboard",
@@ -143,70 +136,101 @@ def _edit(name: str, method: str, prior: str, description: str) -> MethodSpecifi
     return MethodSpecification(config=config, description=description)
 
 
-csd_edit = _edit(
+def _model() -> CsdNerfactoModelConfig:
+    return CsdNerfactoModelConfig(
+        eval_num_rays_per_chunk=1 << 15,
+        average_init_density=0.01,
+        camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+    )
+
+
+def _distillation(name: str, method: str, prior: str, description: str) -> MethodSpecification:
+    """An edit straight into the field, with the settings that a method was published with, and a prior."""
+    pipeline = EditPipelineConfig(
+        datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig()),
+        model=_model(),
+        prior=prior,
+        objective=preset(method),
+    )
+    return _edit(name, description, 1000, pipeline)
+
+
+csd_edit = _distillation(
     "csd-edit",
     "csd-edit",
     INSTRUCT_PIX2PIX,
     "Edit a trained scene by a text instruction with CSD-Edit (InstructPix2Pix, 24 GB GPU).",
 )
 
-dds_edit = _edit(
+dds_edit = _distillation(
     "dds-edit",
     "dds",
     STABLE_DIFFUSION,
     "Edit by two descriptions, source and target, with Delta Denoising Score (Stable Diffusion).",
 )
 
-cds_edit = _edit(
+cds_edit = _distillation(
     "cds-edit",
     "cds",
     STABLE_DIFFUSION,
     "Like dds-edit, and hold on to the source's layout with Contrastive Denoising Score.",
 )
 
-pds_edit = _edit(
+pds_edit = _distillation(
     "pds-edit",
     "pds",
     STABLE_DIFFUSION,
     "Like dds-edit, and pull back to the source with Posterior Distillation Sampling.",
 )
 
-sds_edit = _edit(
+sds_edit = _distillation(
     "sds-edit",
     "sds",
     STABLE_DIFFUSION,
     "Edit by a description of the target with Score Distillation Sampling, the oldest; a baseline.",
 )
 
-csd_edit_tiny = MethodSpecification(
-    config=EditTrainerConfig(
-        method_name="csd-edit-tiny",
-        steps_per_eval_batch=0,
-        steps_per_eval_image=0,
-        steps_per_eval_all_images=0,
-        steps_per_save=25,
-        max_num_iterations=75,
-        machine=MachineConfig(device_type="cpu"),
-        pipeline=EditPipelineConfig(
-            datamanager=EditDataManagerConfig(dataparser=NerfstudioDataParserConfig(), photo_size=128),
-            model=copy.deepcopy(_TINY_MODEL),
-            prior="tiny-instruct",
-            objective=ObjectiveConfig(min_timestep=0.02, max_timestep=0.6, text_guidance=3.5),
-            particles=4,
-            render_size=64,
-            gradient_share=1.0,
-            rays_per_chunk=4096,
-            vae_batch_size=4,
-            picture_size=128,
-            steps_per_picture=25,
-            turntable_frames=48,
+csd_edit_dataset = _edit(
+    "csd-edit-dataset",
+    "CSD-Edit on 16 training pictures at a time, on which the scene trains on, as in the CSD paper.",
+    30_000,
+    CsdDatasetPipelineConfig(
+        datamanager=EditDataManagerConfig(
+            dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=4096
         ),
-        optimizers={"proposal_networks": _adam(1e-2), "fields": _adam(1e-2)},
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 13),
-        vis="viewer+tensorboard",
+        model=_model(),
+        prior=INSTRUCT_PIX2PIX,
+        steps_per_picture=2000,
     ),
-    description="The same edit on two CPU cores with the bundled prior tiny-instruct, 64-pixel views.",
 )
+
+in2n_baseline = _edit(
+    "in2n-baseline",
+    "Instruct-NeRF2NeRF, to compare with: training pictures edited one by one, each by itself.",
+    15_000,
+    SampledDatasetPipelineConfig(
+        datamanager=EditDataManagerConfig(
+            dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=16384, patch_size=32
+        ),
+        model=_model(),
+        prior=INSTRUCT_PIX2PIX,
+        steps_per_picture=1000,
+    ),
+)
+
+
+def _csd_edit_tiny() -> MethodSpecification:
+    config = copy.deepcopy(csd_edit.config)
+    apply_recipe(config, csd_edit.config, "csd-edit", "tiny")
+    config.method_name = "csd-edit-tiny"
+    config.pipeline.model = copy.deepcopy(_TINY_MODEL)
+    return MethodSpecification(
+        config=config,
+        description="csd-edit with the recipe tiny: two CPU cores, bundled prior, 64-pixel views.",
+    )
+
+
+csd_edit_tiny = _csd_edit_tiny()
 
 METHODS = {
     str(method.config.method_name): copy.deepcopy(method.config)
@@ -219,6 +243,8 @@ METHODS = {
         cds_edit,
         pds_edit,
         sds_edit,
+        csd_edit_dataset,
+        in2n_baseline,
     )
 }
 """Each method's configuration before a command line changes it."""

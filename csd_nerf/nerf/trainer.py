@@ -1,12 +1,14 @@
 """Trainers that check their input first; the edit's own start, resume and failure handling."""
 
+import copy
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
@@ -14,14 +16,14 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.distillation.objective import NonFiniteResidual
-from csd_nerf.distillation.residuals import check_fit
 from csd_nerf.errors import InputError, exit_on_input_error
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, require
 from csd_nerf.nerf.datamanager import check_dataset
-from csd_nerf.nerf.pipeline import EditPipeline, EditPipelineConfig
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
 from csd_nerf.priors.loading import check_prior
+from csd_nerf.recipes import apply_recipe, options_given
 
 NON_FINITE_STEPS_IN_A_ROW = 5
 """So many skipped steps in a row end the edit: it will not recover by itself."""
@@ -65,8 +67,11 @@ class EditTrainerConfig(SceneTrainerConfig):
     """A trained scene (`--load-dir`) and a prompt; steps count from the start of the edit."""
 
     _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
-    pipeline: EditPipelineConfig = field(default_factory=EditPipelineConfig)
+    pipeline: BaseEditPipelineConfig = field(default_factory=BaseEditPipelineConfig)
     """The edit."""
+    recipe: Optional[str] = None  # noqa: UP045
+    """Settings for a machine, a scene or a task: `tiny` (two CPU cores, with the bundled priors), or a YAML
+    file. Options given beside it win."""
 
     def check(self) -> None:
         """Find the source run, complete this configuration from it, and refuse what cannot work.
@@ -75,18 +80,25 @@ class EditTrainerConfig(SceneTrainerConfig):
         is then continued with its own settings except for those given anew.
 
         Raises:
-            InputError: for a missing or empty prompt, run, dataset or prior, or a device that is absent.
+            InputError: for a missing or empty prompt, run, dataset or prior, a recipe that does not fit, or a
+                device that is absent.
         """
         from csd_nerf.nerf.methods import METHODS
 
-        check_device(self.machine.device_type)
-        self._take_prompt()
-        run = find_run(self._run_path(), self.load_step)
         default: Any = METHODS[str(self.method_name)]
+        self._take_prompt()
+        self._take_recipe(self, default)
+        self.pipeline.prompt = self.pipeline.prompt or self.prompt or ""  # a recipe may have either
+        run = find_run(self._run_path(), self.load_step)
         if isinstance(run.config, EditTrainerConfig):
+            if run.config.recipe == self.recipe:
+                # What the recipe says counts as not given: the edit was begun with it, and with more.
+                default = copy.deepcopy(default)
+                self._take_recipe(default, METHODS[str(self.method_name)])
             self._continue_edit(run, run.config, default)
         else:
             self._begin_from_scene(run, default)
+        check_device(self.machine.device_type)
         self.load_dir, self.load_checkpoint = None, run.checkpoint
         self.data = self.data or self.pipeline.datamanager.data
         self.pipeline.datamanager.data = self.data
@@ -104,31 +116,19 @@ class EditTrainerConfig(SceneTrainerConfig):
     def _check_options(self) -> None:
         """Refuse numbers that a step cannot work with."""
         pipeline, datamanager = self.pipeline, self.pipeline.datamanager
-        at_least_one = (
-            "particles", "render_size", "rays_per_chunk", "unet_batch_size", "vae_batch_size",
-            "picture_views", "picture_size",
-        )  # fmt: skip
-        for name in at_least_one:
-            _require(getattr(pipeline, name) >= 1, f"pipeline.{name}", "at least 1", getattr(pipeline, name))
-        for name in ("steps_per_picture", "turntable_frames"):
-            value = getattr(pipeline, name)
-            _require(value >= 0, f"pipeline.{name}", "at least 1, or 0 for none", value)
-        share, size = pipeline.gradient_share, pipeline.picture_size
-        _require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
-        _require(size % 2 == 0, "pipeline.picture_size", "an even number, as the video needs", size)
-        _require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
-        _require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
-        pipeline.objective.check(particles=pipeline.particles, source_prompt=pipeline.source_prompt)
+        require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
+        require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
+        pipeline.check()
         if datamanager.photo_size is not None:
             # The prior is shown the photos: enlarged ones would be a blurred source.
             datamanager.photo_size = max(datamanager.photo_size, pipeline.render_size)
 
     def _check_prior(self) -> None:
-        """Refuse a prior that is not there, that the residual cannot ask, or whose autoencoder does not take
+        """Refuse a prior that is not there, that the edit cannot ask, or whose autoencoder does not take
         the render size."""
         folder = check_prior(self.pipeline.prior)
         if folder is not None:
-            check_fit(self.pipeline.objective.residual, image_conditioned=is_image_conditioned(folder))
+            self.pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
             check_short_side(self.pipeline.render_size, vae_factor(folder))
 
     def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
@@ -172,8 +172,8 @@ class EditTrainerConfig(SceneTrainerConfig):
         for name in _CONTINUED:
             if getattr(self, name) == getattr(default, name):
                 setattr(self, name, getattr(saved, name))
+        self.recipe = self.recipe or saved.recipe
         self.machine = adopt(self.machine, default.machine, saved.machine)
-        check_device(self.machine.device_type)
         CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
 
     def _take_prompt(self) -> None:
@@ -188,6 +188,11 @@ class EditTrainerConfig(SceneTrainerConfig):
                 hint="leave all but one out",
             )
         self.pipeline.prompt, model.prompt = next(iter(given), ""), None
+
+    def _take_recipe(self, config: "EditTrainerConfig", usual: TrainerConfig) -> None:
+        if self.recipe is not None:
+            given = options_given(sys.argv[1:])
+            apply_recipe(config, usual, str(self.method_name), self.recipe, given)
 
     def _run_path(self) -> Path:
         path = self.load_dir or self.load_checkpoint
@@ -204,10 +209,13 @@ class EditTrainerConfig(SceneTrainerConfig):
 class SceneTrainer(Trainer):
     """nerfstudio's trainer, which names the settings to turn down when memory runs out."""
 
-    memory_settings: tuple[str, ...] = (
-        "--pipeline.datamanager.train-num-rays-per-batch",
-        "--pipeline.model.eval-num-rays-per-chunk",
-    )
+    @property
+    def memory_settings(self) -> tuple[str, ...]:
+        """Options that bound memory, in the order in which to turn them down."""
+        return (
+            "--pipeline.datamanager.train-num-rays-per-batch",
+            "--pipeline.model.eval-num-rays-per-chunk",
+        )
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build everything; unusable input and too little memory end the program with a message."""
@@ -243,15 +251,12 @@ class EditTrainer(SceneTrainer):
     """nerfstudio's trainer for an edit: begins at step 0 of the edit, or where its checkpoint ended."""
 
     config: EditTrainerConfig
-    pipeline: EditPipeline
-    memory_settings = (
-        "--pipeline.unet-batch-size",
-        "--pipeline.rays-per-chunk",
-        "--pipeline.vae-batch-size",
-        "--pipeline.particles",
-        "--pipeline.render-size",
-        "--pipeline.picture-size",
-    )
+    pipeline: BaseEditPipeline
+
+    @property
+    def memory_settings(self) -> tuple[str, ...]:
+        """Options that bound memory, in the order in which to turn them down."""
+        return tuple(f"--pipeline.{name}" for name in self.config.pipeline.memory_options)
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build the pipeline and load source scene, prior and, for a resume, the edit so far."""
@@ -306,7 +311,8 @@ class EditTrainer(SceneTrainer):
             if self._skipped_in_a_row >= NON_FINITE_STEPS_IN_A_ROW:
                 CONSOLE.print(
                     f"[bold red]{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
-                    "--pipeline.objective.text-guidance or use --pipeline.prior-precision float32."
+                    f"{self.config.pipeline.guidance_option}.text-guidance or use "
+                    "--pipeline.prior-precision float32."
                     f"{self._save_before(step)}"
                 )
                 raise SystemExit(1) from None
@@ -350,12 +356,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return said or isinstance(error, torch.OutOfMemoryError)
 
 
-def _require(holds: bool, option: str, expected: str, got: object) -> None:
-    if not holds:
-        flag = f"--{option.replace('_', '-')}"
-        raise InputError(f"{flag} cannot be used", expected=expected, got=str(got), hint=f"change {flag}")
-
-
 def check_device(device_type: str) -> None:
     """See that the device asked for is there.
 
@@ -368,6 +368,6 @@ def check_device(device_type: str) -> None:
             f"there is no {device_type} device",
             expected=f"a device for --machine.device-type {device_type}",
             got=f"only {', '.join(name for name, there in present.items() if there)}",
-            hint="use the -tiny method, made for a CPU (csd-nerfacto-tiny, csd-edit-tiny), "
+            hint="use what is made for a CPU (csd-nerfacto-tiny, and --recipe tiny for an edit), "
             "or --machine.device-type cpu",
         )

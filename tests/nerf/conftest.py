@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from nerf_runs import make_config, run
 
+from csd_nerf.nerf.methods import METHODS
 from csd_nerf.scenes.dataset import write_dataset
 
 
@@ -45,8 +46,9 @@ def edit_config(scene_run: Path, tmp_path: Path) -> Any:
             "pipeline__picture_size": 32,
             "pipeline__picture_views": 2,
             "pipeline__turntable_frames": 2,
-            "pipeline__rays_per_chunk": 1024,
         }
+        if hasattr(METHODS[method].pipeline, "rays_per_chunk"):
+            settings["pipeline__rays_per_chunk"] = 1024
         data = changes.pop("data", None)
         return make_config(method, tmp_path, data, **{**settings, **changes})
 

@@ -217,9 +217,9 @@ def test_datasets_that_are_not_whole(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-@pytest.mark.parametrize("method", ["csd-nerfacto", "csd-edit"])
-def test_cuda_asked_for_and_absent(method: str, dataset: Path, capsys: Any, tmp_path: Path) -> None:
-    assert "no cuda device" in refusal(make_config(method, tmp_path, dataset), capsys)
+def test_cuda_asked_for_and_absent(dataset: Path, edit_config: Make, capsys: Any, tmp_path: Path) -> None:
+    assert "no cuda device" in refusal(make_config("csd-nerfacto", tmp_path, dataset), capsys)
+    assert "no cuda device" in refusal(edit_config("csd-edit"), capsys)
 
 
 def test_continuing_with_another_prompt_or_method(edit_config: Make, capsys: Any) -> None:

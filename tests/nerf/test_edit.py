@@ -183,8 +183,8 @@ def test_the_viewer_controls_act_and_are_saved(edit_config: Make) -> None:
     pipeline = trainer.pipeline
     pipeline.prompt.value, pipeline.text_guidance.value = "turn it into a pencil sketch", 3.0
     pipeline.get_train_loss_dict(2)
-    assert pipeline._edit.objective.config.text_guidance == 3.0
-    assert "turn it into a pencil sketch" in pipeline._edit.objective.prior._embeddings
+    assert pipeline._objective.config.text_guidance == 3.0
+    assert "turn it into a pencil sketch" in pipeline._edit.prior._embeddings
 
     saved = pipeline.get_extra_state()
     pipeline.prompt.value = "make it night"

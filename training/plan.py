@@ -1,0 +1,91 @@
+"""The stages that make the bundled priors, one after the other.
+
+A module of its own, not `__main__`: worker processes must be able to import `follow`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.decoder import train_decoder
+from training.depth import NAME as DEPTH
+from training.depth import train_depth, write_views
+from training.export import export_control_net, export_pipeline
+from training.latents import write_latents
+from training.parallel import Worker
+from training.photos import cached_training_photos
+from training.progress import Budget
+from training.text import train_text
+from training.unet import INSTRUCT, TEXT_TO_IMAGE, UnetRecipe, train_unet
+from training.vae import train_vae
+
+STEPS = {"vae": 2172, "decoder": 1800, "instruct": 14000, "text-to-image": 5000, "depth": 1500}
+"""Of the stages that train for long."""
+
+STAGES = ("vae", "decoder", "text", "latents", "instruct", "text-to-image", "views", "depth", "export")
+
+PRIORS: dict[str, UnetRecipe] = {"tiny_instruct": INSTRUCT, "tiny_sd": TEXT_TO_IMAGE}
+"""Folder of each prior, and the denoiser in it."""
+
+CONTROL_NET = "tiny_depth"
+"""Folder of the depth ControlNet."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker needs to know."""
+
+    shared: Path
+    work: Path
+    out: Path
+    budgets: dict[str, Budget]
+    seed: int
+    stages: tuple[str, ...]
+
+
+def follow(worker: Worker, plan: Plan) -> None:
+    """Do the stages that are not done yet."""
+    if {"vae", "decoder", "latents"} & set(plan.stages):
+        if worker.leads:
+            cached_training_photos(plan.shared, plan.work / "photos.pt")
+        worker.wait()
+        photos = cached_training_photos(plan.shared, plan.work / "photos.pt")
+    alexnet = plan.shared / "weights/lpips/alexnet_features.safetensors"
+    if "vae" in plan.stages and not (plan.work / "vae.pt").exists():
+        train_vae(worker, photos, alexnet, plan.work, plan.budgets["vae"], plan.seed)
+    if "decoder" in plan.stages and not (plan.work / "decoder.pt").exists():
+        train_decoder(worker, photos, alexnet, plan.work, plan.budgets["decoder"], plan.seed)
+    if "text" in plan.stages and worker.leads and not (plan.work / "text.pt").exists():
+        train_text(plan.work, plan.seed)
+    worker.wait()
+    if "latents" in plan.stages:
+        write_latents(worker, photos, plan.work, plan.seed)
+    for folder, recipe in PRIORS.items():
+        if recipe.name in plan.stages:
+            snapshot = plan.work / "snapshots" / folder
+            train_unet(
+                recipe,
+                worker,
+                plan.work,
+                plan.budgets[recipe.name],
+                plan.seed,
+                lambda recipe=recipe, snapshot=snapshot: export_pipeline(recipe, plan.work, snapshot),
+            )
+    if "views" in plan.stages:
+        write_views(worker, plan.work, plan.seed)
+    if "depth" in plan.stages:
+        snapshot = plan.work / "snapshots" / CONTROL_NET
+        train_depth(
+            worker,
+            plan.work,
+            plan.budgets["depth"],
+            plan.seed,
+            lambda: export_control_net(plan.work, snapshot),
+        )
+    if "export" in plan.stages and worker.leads:
+        for folder, recipe in PRIORS.items():
+            if (plan.work / f"{recipe.name}.pt").exists():
+                export_pipeline(recipe, plan.work, plan.out / folder)
+        if (plan.work / f"{DEPTH}.pt").exists():
+            export_control_net(plan.work, plan.out / CONTROL_NET)
