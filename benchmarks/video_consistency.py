@@ -1,8 +1,8 @@
 """Does an edited clip flicker, and do its frames agree on one answer to an ambiguous instruction?
 
-Whole clips are edited in three ways: frame by frame with diffusers' own InstructPix2Pix pipeline (the same
-noise for every frame, which favours it), by CSD-Edit with independent scores, and by CSD-Edit with SVGD; the
-last two differ in nothing but the transport. Two instructions: a fixed one, and an ambiguous one with four
+Whole clips are edited frame by frame with diffusers' own InstructPix2Pix pipeline, with noise of its own for
+each frame, as the pipeline draws it, and with the same for all; by CSD-Edit with independent scores; and by
+CSD-Edit with SVGD. The last two differ in nothing but the transport. Two instructions: a fixed one, and an ambiguous one with four
 right answers. Reported are, for every clip:
 
 - warp error along the optical flow of the source (`csd_nerf.evaluation.consistency.warp_error`, times 1000);
@@ -60,7 +60,7 @@ class Edit:
 FIXED = Edit("make it winter", text_guidance=3.5, max_timestep=0.6, steps=6, learning_rate=1.0)
 AMBIGUOUS = Edit(TINT_INSTRUCTION, text_guidance=7.5, max_timestep=0.98, steps=12, learning_rate=0.6)
 EDITS = {"ambiguous": AMBIGUOUS, "fixed": FIXED}
-WAYS = ("pipeline", "independent", "svgd")
+WAYS = ("pipeline", "same-noise", "independent", "svgd")
 
 
 @dataclass
@@ -142,8 +142,9 @@ def frames_of(path: Path, size: int) -> tuple[Tensor, Clip]:
 
 def edit(source: Tensor, what: Edit, way: str, prior: Prior, settings: Settings) -> Tensor:
     """The frames, edited in one of the `WAYS`."""
-    if way == "pipeline":
-        return torch.stack(list(frame_by_frame(source, what, settings)))
+    if way in ("pipeline", "same-noise"):
+        same = way == "same-noise"
+        return torch.stack(list(frame_by_frame(source, what, settings, same_noise=same)))
     chosen = VideoSettings(
         prior=settings.prior,
         steps=what.steps,
@@ -161,7 +162,7 @@ def edit(source: Tensor, what: Edit, way: str, prior: Prior, settings: Settings)
     return edit_video(source, what.prompt, chosen, loaded=prior)
 
 
-def frame_by_frame(source: Tensor, what: Edit, settings: Settings) -> Iterator[Tensor]:
+def frame_by_frame(source: Tensor, what: Edit, settings: Settings, *, same_noise: bool) -> Iterator[Tensor]:
     """Each frame by itself, with the pipeline as diffusers has it."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
@@ -169,7 +170,10 @@ def frame_by_frame(source: Tensor, what: Edit, settings: Settings) -> Iterator[T
         check_prior(settings.prior), torch_dtype=getattr(torch, settings.precision)
     )
     pipeline.set_progress_bar_config(disable=True)
-    for frame in source:
+    generator = torch.Generator()
+    for index, frame in enumerate(source):
+        if same_noise or index == 0:
+            generator.manual_seed(settings.seed)
         yield (
             pipeline(
                 what.prompt,
@@ -177,7 +181,7 @@ def frame_by_frame(source: Tensor, what: Edit, settings: Settings) -> Iterator[T
                 num_inference_steps=settings.pipeline_steps,
                 guidance_scale=what.text_guidance,
                 image_guidance_scale=1.5,
-                generator=torch.Generator().manual_seed(settings.seed),
+                generator=generator,
                 output_type="pt",
             )
             .images[0]
