@@ -2,8 +2,8 @@
 
 Whole clips are edited frame by frame with diffusers' own InstructPix2Pix pipeline, with noise of its own for
 each frame, as the pipeline draws it, and with the same for all; by CSD-Edit with independent scores; and by
-CSD-Edit with SVGD. The last two differ in nothing but the transport. Two instructions: a fixed one, and an ambiguous one with four
-right answers. Reported are, for every clip:
+CSD-Edit with SVGD. The last two differ in nothing but the transport. Two instructions: a fixed one, and an
+ambiguous one with four right answers. Reported are, for every clip:
 
 - warp error along the optical flow of the source (`csd_nerf.evaluation.consistency.warp_error`, times 1000);
 - hue deviation: circular standard deviation of the frames' mean hues, in degrees.
