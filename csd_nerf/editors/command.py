@@ -27,8 +27,8 @@ class PictureCommand(PictureSettings):
     force: bool = False
     """Replace an output that is there, and begin again where another edit of it was left unfinished."""
     recipe: Optional[str] = None  # noqa: UP045
-    """A YAML file of options by their names, such as `prior: tiny-instruct`; other values than the default given
-    beside it win."""
+    """A YAML file of options by their names, such as `prior: tiny-instruct`. Options given beside it win,
+    unless they equal their default."""
     preview_every: int = 10
     """Steps between previews (OUTPUT-preview.jpg, removed in the end); 0 for none."""
     comparison: bool = True
