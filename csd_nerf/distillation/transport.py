@@ -19,6 +19,10 @@ from csd_nerf.errors import InputError
 Bandwidth = Literal["median", "paper"] | float
 Kernel = Literal["rbf", "imq"]
 
+LEAST_DIFFERENCE = 0.1
+"""Root mean square difference per element, below which particles need not be kept apart. Latents have a
+standard deviation of about one; noise of their own makes particles differ by more."""
+
 
 def independent(
     residuals: Float[Tensor, "n c h w"],
@@ -104,8 +108,9 @@ def stein_kernel(
         particles: `x_i`.
         bandwidth:
             "median": `gamma = ln(N + 1) / median_{i<j} d2_ij`, the median heuristic over pairs of different
-            particles. When it is zero, because there is one particle or most coincide, gamma is 0 and K all
-            ones, the limit of particles that coincide.
+            particles. Particles that differ by less than `LEAST_DIFFERENCE` have the bandwidth of that
+            difference, and so K near one and next to no repulsion: it grows as 1 / |x_i - x_j| otherwise, and
+            would tear apart the frames of a still clip for the sake of their rounding errors.
             "paper": the same with the median over all N x N entries, zero diagonal included, the lower of the
             two middle ones, as in CSD's released code. It needs three particles.
             a number h > 0: `gamma = 1 / h`, h in units of d2.
@@ -124,7 +129,7 @@ def stein_kernel(
     x = particles.flatten(1).double()  # (N, D)
     # cdist's faster form through a matrix product loses the distances between close particles.
     d2 = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # (N, N)
-    gamma = _gamma(d2, bandwidth)
+    gamma = _gamma(d2, bandwidth, x.shape[1])
     if kernel == "imq":
         similarity = (1 + gamma * d2).rsqrt()
         return similarity, gamma * similarity**3
@@ -155,7 +160,7 @@ def check_bandwidth(bandwidth: Bandwidth, count: int) -> None:
         )
 
 
-def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:
+def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth, size: int) -> float:
     count = len(d2)
     check_bandwidth(bandwidth, count)
     if isinstance(bandwidth, (int, float)):
@@ -164,7 +169,7 @@ def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:
         return 0.0
     if bandwidth == "paper":
         median = d2.flatten().median().item()  # torch.median is the lower middle
-    else:
-        i, j = torch.triu_indices(count, count, offset=1, device=d2.device)
-        median = d2[i, j].quantile(0.5).item()
-    return math.log(count + 1) / median if median > 0 else 0.0
+        return math.log(count + 1) / median if median > 0 else 0.0
+    i, j = torch.triu_indices(count, count, offset=1, device=d2.device)
+    median = d2[i, j].quantile(0.5).item()
+    return math.log(count + 1) / max(median, size * LEAST_DIFFERENCE**2)

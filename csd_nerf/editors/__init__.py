@@ -10,18 +10,19 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from csd_nerf.editors.settings import EditSettings, PictureSettings
+from csd_nerf.editors.settings import EditSettings, PictureSettings, VideoSettings
 
 if TYPE_CHECKING:
     from csd_nerf.editors.pictures import edit_image, edit_panorama
+    from csd_nerf.editors.videos import edit_video
 
-__all__ = ["EditSettings", "PictureSettings", "edit_image", "edit_panorama"]
+__all__ = ["EditSettings", "PictureSettings", "VideoSettings", "edit_image", "edit_panorama", "edit_video"]
 
 
 def __getattr__(name: str) -> Any:
     # `csd-nerf --help` imports this package for its options, and must not wait for torch.
     if name in __all__:
-        from csd_nerf.editors import pictures
+        from csd_nerf.editors import pictures, videos
 
-        return getattr(pictures, name)
+        return getattr(videos if name == "edit_video" else pictures, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -106,10 +106,13 @@ def descend(
         generator = torch.Generator().manual_seed(step_seed(seed, step))
         timestep = objective.draw_timestep(step=step, max_steps=descent.steps, generator=generator)
         batches = canvas.batches(generator)
+        noise = generator.get_state()
         change = torch.zeros_like(canvas.latents)
         statistics: dict[str, float] = {}
         try:
             for number, batch in enumerate(batches, start=1):
+                if objective.config.noise == "shared":
+                    generator.set_state(noise)  # one for the particles of all batches
                 particles = canvas.gather(batch)
                 distilled = objective.gradient(
                     particles.latents,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from csd_nerf.distillation import Objective
 from csd_nerf.editors.canvas import Canvas
-from csd_nerf.editors.loop import descend
+from csd_nerf.editors.loop import Descent, descend
 from csd_nerf.editors.observer import Observer, Work
 from csd_nerf.editors.settings import EditSettings
 
@@ -37,17 +41,67 @@ def run(
         draw: makes a picture, or frames, of the canvas as it is.
         observer: told of the progress.
     """
-    start = observer.resume({**settings.outcome(), **identity}, canvas.latents)
-    observer.start(work, start)
-    for done in descend(
-        canvas,
+    run_passes(
+        [Pass(canvas, settings.descent())],
+        canvas.latents,
         objective,
-        settings.descent(),
-        source_prompt=settings.source_prompt,
-        seed=settings.seed,
-        start=start,
-    ):
-        observer.advance(work, done.steps + done.share)
-        if done.share == 0:
-            observer.step(done.steps, canvas.latents, draw)
+        settings,
+        work,
+        identity=identity,
+        draw=draw,
+        observer=observer,
+    )
+
+
+@dataclass(frozen=True)
+class Pass:
+    """An edit of a canvas that another one may follow, of the same latents or some of them.
+
+    Args:
+        canvas: its latents are those of the whole edit, or a view of them.
+        descent: how many steps, how large.
+        begin: called before the first step.
+    """
+
+    canvas: Canvas[Any]
+    descent: Descent
+    begin: Callable[[], None] = lambda: None
+
+
+def run_passes(
+    passes: Sequence[Pass],
+    latents: Float[Tensor, "m c height width"],
+    objective: Objective,
+    settings: EditSettings,
+    work: Work,
+    *,
+    identity: dict[str, Any],
+    draw: Callable[[], Any],
+    observer: Observer,
+) -> None:
+    """As `run`, for one canvas after the other; steps are counted over all of them.
+
+    Args:
+        passes: in order.
+        latents: of the whole edit, what an interrupted run is taken up with.
+        objective, settings, work, identity, draw, observer: as for `run`.
+    """
+    start = observer.resume({**settings.outcome(), **identity}, latents)
+    observer.start(work, start)
+    before = 0
+    for part in passes:
+        if start <= before:
+            part.begin()
+        for done in descend(
+            part.canvas,
+            objective,
+            part.descent,
+            source_prompt=settings.source_prompt,
+            seed=settings.seed,
+            start=max(start - before, 0),
+        ):
+            observer.advance(work, before + done.steps + done.share)
+            if done.share == 0:
+                observer.step(before + done.steps, latents, draw)
+        before += part.descent.steps
     observer.finish(work)

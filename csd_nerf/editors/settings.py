@@ -195,6 +195,38 @@ class PictureSettings(EditSettings):
         return size
 
 
+@dataclass
+class VideoSettings(EditSettings):
+    """How a clip is edited. Its frames are the particles."""
+
+    size: Optional[int] = None  # noqa: UP045
+    """Short side in pixels at which frames are edited and written; a smaller clip keeps its size. Default the
+    size that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
+    noise: Literal["shared", "per-particle"] = "shared"
+    """One noise for all frames of a step, so that what does not move is edited alike in all of them and
+    colours do not flicker; or one for each, as in CSD's released code."""
+    anchors: int = 4
+    """Of the particles in a group, how many are frames from all over the clip that all groups share. A clip
+    of no more frames than `--particles` is one group."""
+    keyframe_stride: int = 1
+    """Edit every so many frames first, and those between in a quarter of the steps, with the edited ones on
+    either side to go by: faster, and less true to what moves. 1 edits all frames alike."""
+
+    def objective_config(self) -> "ObjectiveConfig":
+        config = super().objective_config()
+        config.noise = self.noise
+        return config
+
+    def check(self, prompts: tuple[str, ...]) -> None:
+        super().check(prompts)
+        for name in ("size", "anchors", "keyframe_stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise _wrong(name, value, "at least 1")
+        if self.anchors >= self.particles:
+            raise _wrong("anchors", self.anchors, f"fewer than the {self.particles} particles of a group")
+
+
 def _wrong(name: str, value: object, expected: str) -> InputError:
     flag = f"--{name.replace('_', '-')}"
     return InputError(
