@@ -1,7 +1,7 @@
 """Time one step of a picture's edit against the released order of work, and measure memory against size.
 
     python benchmarks/canvas_step.py --particles 4 16     # time
-    python benchmarks/canvas_step.py --sizes 192 384 768  # memory
+    python benchmarks/canvas_step.py --sizes 256 512 1024  # memory
 
 **Time**: one step of CSD-Edit on N windows, gradient and SVGD, as `csd-nerf panorama` takes it (5 U-Net
 evaluations a window, in as few calls as `--unet-batch-size` allows), and in the released code's order: window
@@ -51,7 +51,7 @@ class Options:
     """Steps timed of each kind; the median counts."""
     prior: str = "tiny-instruct"
     """Diffusion model, an InstructPix2Pix."""
-    unet_batch_size: int = 80
+    unet_batch_size: int = 20
     """U-Net rows evaluated at a time."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import tyro
 
 from csd_nerf.editors.settings import PictureSettings
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
     from csd_nerf.editors.saving import FileObserver
@@ -75,6 +75,16 @@ class PictureCommand(PictureSettings):
                     soft_wrap=True,
                 )
             raise
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                "memory ran out",
+                expected="room for the prior and a batch of windows",
+                got=str(error).splitlines()[0],
+                hint="turn down --unet-batch-size, then --window-size; what was done is kept, and the same "
+                "command with a smaller batch goes on from there",
+            ) from error
         write_picture(edited, command.output, force=command.force)
         unfinished.remove()
         command._beside("-preview.jpg").unlink(missing_ok=True)
