@@ -11,7 +11,7 @@ import tyro
 from typing_extensions import Self
 
 from csd_nerf.editors.settings import EditSettings
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,8 @@ class EditCommand(EditSettings):
     """Options of every command, and the course of an edit that can be interrupted."""
 
     settings_type: ClassVar[type[EditSettings]]
+    size_option: ClassVar[str]
+    """That makes particles smaller."""
 
     input: tyro.conf.Positional[Path]
     """What to edit."""
@@ -93,6 +95,16 @@ class EditCommand(EditSettings):
                     soft_wrap=True,
                 )
             raise
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                "memory ran out",
+                expected="room for the prior and a batch of particles",
+                got=str(error).splitlines()[0],
+                hint=f"turn down --unet-batch-size, then {self.size_option}; what was done is kept, and the "
+                "same command with a smaller batch goes on from there",
+            ) from error
         unfinished.remove()
         self.beside("-preview.jpg").unlink(missing_ok=True)
 

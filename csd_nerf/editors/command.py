@@ -20,6 +20,7 @@ class PictureCommand(EditCommand, PictureSettings):
     """Options that `image` and `panorama` share."""
 
     settings_type = PictureSettings
+    size_option = "--window-size"
 
     input: tyro.conf.Positional[Path]
     """The picture: PNG, JPEG, WebP or TIFF, in colour or grey, 8 or 16 bits, with or without alpha."""

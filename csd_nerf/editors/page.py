@@ -59,7 +59,7 @@ def write_page(
         intro=html.escape(intro),
         before=before,
         after=after,
-        command=command_block("Run where the source picture is named so", wrapped(command)),
+        command=command_block("It made this page, where it was run", wrapped(command)),
         settings="\n".join(table_row(name.replace("_", " "), str(value)) for name, value in settings.items()),
         timings="\n".join(timings),
         versions=versions(PACKAGES),

@@ -27,6 +27,7 @@ class Video(EditCommand, VideoSettings):
     """
 
     settings_type = VideoSettings
+    size_option = "--size"
 
     input: tyro.conf.Positional[Path]
     """The clip: a video in any common container, a GIF, or a folder of pictures, taken by their numbers."""

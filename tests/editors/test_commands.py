@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from csd_nerf.cli import main
@@ -232,6 +233,16 @@ def test_a_damaged_unfinished_edit_is_refused(capsys: Any) -> None:
     Path(".night.png.unfinished").write_bytes(b"\0" * 20)
     assert edit() == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_running_out_of_memory_names_what_to_turn_down(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr("csd_nerf.distillation.objective.Objective.gradient", run_out)
+    assert edit() == 2
+    printed = capsys.readouterr().err
+    assert "memory ran out" in printed and "--unet-batch-size" in printed
 
 
 def test_previews_come_every_so_many_steps_and_go_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
