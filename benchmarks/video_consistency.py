@@ -44,6 +44,8 @@ from csd_nerf.scenes.operators import TINT_INSTRUCTION, hue_and_chroma
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CSD_NERF_SHARED", REPOSITORY.parent / "shared"))
 SHEET_FRAMES = 8
+PIPELINE_BATCH = 8
+"""Frames at a time; each has its own noise and outcome all the same."""
 
 
 @dataclass
@@ -60,7 +62,12 @@ class Edit:
 FIXED = Edit("make it winter", text_guidance=3.5, max_timestep=0.6, steps=6, learning_rate=1.0)
 AMBIGUOUS = Edit(TINT_INSTRUCTION, text_guidance=7.5, max_timestep=0.98, steps=12, learning_rate=0.6)
 EDITS = {"ambiguous": AMBIGUOUS, "fixed": FIXED}
-WAYS = ("pipeline", "same-noise", "independent", "svgd")
+WAYS: tuple[Literal["pipeline", "same-noise", "independent", "svgd"], ...] = (
+    "pipeline",
+    "same-noise",
+    "independent",
+    "svgd",
+)
 
 
 @dataclass
@@ -69,6 +76,11 @@ class Settings:
 
     clips: tuple[Path, ...] = (SHARED / "data/video/wolf.mp4", SHARED / "data/video/car-turn.mp4")
     """Clips, all of whose frames are edited."""
+    edits: tuple[Literal["ambiguous", "fixed"], ...] = ("ambiguous", "fixed")
+    """Instructions."""
+    ways: tuple[Literal["pipeline", "same-noise", "independent", "svgd"], ...] = WAYS
+    """Ways to edit: the pipeline with noise of its own for each frame, and with one for all; CSD-Edit with
+    either transport."""
     prior: str = "tiny-instruct"
     """An InstructPix2Pix: bundled name or folder."""
     size: int = 96
@@ -100,11 +112,11 @@ def main(settings: Settings) -> None:
     rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
     prior = load_prior(settings.prior, device="cpu", dtype=getattr(torch, settings.precision))
     print(f"{'clip':10} {'instruction':12} {'way':12} {'warp error':>10} {'hue':>6} {'chroma':>7} {'s':>5}")
-    for name in EDITS:
-        for path in settings.clips:
+    for path in settings.clips:
+        for name in settings.edits:
             source, clip = frames_of(path, settings.size)
             moving = list(motions(source))
-            for way in ("source", *WAYS):
+            for way in ("source", *settings.ways):
                 cell = {"clip": path.stem, "edit": name, "way": way}
                 if any(cell.items() <= row.items() for row in rows):
                     continue
@@ -124,7 +136,7 @@ def main(settings: Settings) -> None:
                     flush=True,
                 )
                 rows.append(row)
-                about = asdict(replace(settings, clips=(), output=Path())) | {
+                about = asdict(replace(settings, clips=(), edits=(), ways=(), output=Path())) | {
                     key: asdict(value) for key, value in EDITS.items()
                 }
                 record.write_text(json.dumps({"settings": about, "rows": rows}, indent=1, default=str) + "\n")
@@ -170,23 +182,18 @@ def frame_by_frame(source: Tensor, what: Edit, settings: Settings, *, same_noise
         check_prior(settings.prior), torch_dtype=getattr(torch, settings.precision)
     )
     pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator()
-    for index, frame in enumerate(source):
-        if same_noise or index == 0:
-            generator.manual_seed(settings.seed)
-        yield (
-            pipeline(
-                what.prompt,
-                image=frame[None],
-                num_inference_steps=settings.pipeline_steps,
-                guidance_scale=what.text_guidance,
-                image_guidance_scale=1.5,
-                generator=generator,
-                output_type="pt",
-            )
-            .images[0]
-            .float()
-        )
+    for first in range(0, len(source), PIPELINE_BATCH):
+        batch = source[first : first + PIPELINE_BATCH]
+        seeds = [settings.seed + (0 if same_noise else first + index) for index in range(len(batch))]
+        yield from pipeline(
+            [what.prompt] * len(batch),
+            image=batch,
+            num_inference_steps=settings.pipeline_steps,
+            guidance_scale=what.text_guidance,
+            image_guidance_scale=1.5,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images.float()
 
 
 def sheet(source: Tensor, edited: Tensor) -> Tensor:
