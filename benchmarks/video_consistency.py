@@ -91,6 +91,8 @@ class Settings:
     """Of them, shared by all groups."""
     noise: Literal["shared", "per-particle"] = "shared"
     """Of the frames in a step."""
+    kernel: Literal["imq", "rbf"] = "imq"
+    """Of SVGD."""
     pipeline_steps: int = 10
     """Sampling steps of the frame-by-frame pipeline."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -168,6 +170,7 @@ def edit(source: Tensor, what: Edit, way: str, prior: Prior, settings: Settings)
         particles=settings.particles,
         anchors=settings.anchors,
         noise=settings.noise,
+        kernel=settings.kernel,
         size=settings.size,
         seed=settings.seed,
     )
