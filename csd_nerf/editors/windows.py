@@ -1,7 +1,7 @@
 """Overlapping windows that cover a picture, with weights that add up to one everywhere.
 
 Used twice: for the particles of an edit step, whose grid is shifted at random from step to step, and for the
-    tiles in which an autoencoder takes a picture too large for it, whose grid stays.
+tiles in which an autoencoder takes a picture too large for it, whose grid stays.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+MARGIN = 1 / 12
+"""Of a window at either end, that counts only where no other window has anything better to say: convolutions
+see zeros beyond the end there."""
+_IN_MARGIN = 1e-4
 MOST_SPACING = 2 / 3
 """Distance between neighbouring windows as a fraction of a window, at most: shifted by up to half of it
 either way they still meet."""
@@ -25,7 +29,7 @@ class Cover:
 
     Every position has weights that add up to exactly one over the windows that hold it, whether it lies in
     the middle or at the border. A window's weight falls off towards its ends, where a network sees least
-    around it.
+    around it, and is next to nothing in a margin.
 
     Args:
         length: of the side.
@@ -45,12 +49,14 @@ class Cover:
     @cached_property
     def weights(self) -> Float[Tensor, "windows window"]:
         """The weight of each window at each of its positions."""
-        inside = torch.arange(self.window, dtype=torch.float64) + 0.5
-        tent = torch.minimum(inside, self.window - inside)
+        inside = (torch.arange(self.window, dtype=torch.float64) + 0.5) / self.window
+        # Two windows that overlap by a third fade into each other between their margins.
+        fade = (torch.minimum(inside, 1 - inside) - MARGIN) / (1 - MOST_SPACING - 2 * MARGIN)
+        profile = torch.sin(fade.clamp(0, 1) * torch.pi / 2) ** 2 + _IN_MARGIN
         total = torch.zeros(self.length, dtype=torch.float64)
         for index in range(len(self.starts)):
-            total.index_add_(0, self.indices(index), tent)
-        return torch.stack([tent / total[self.indices(i)] for i in range(len(self.starts))]).float()
+            total.index_add_(0, self.indices(index), profile)
+        return torch.stack([profile / total[self.indices(i)] for i in range(len(self.starts))]).float()
 
     def enlarged(self, factor: int) -> Cover:
         """The same windows, `factor` positions for each."""
