@@ -13,14 +13,12 @@ ambiguous one with four right answers. Reported are, for every clip:
 
 Leaves `video_consistency.json`, and for every edit a clip and a sheet of frames (the source's on top), in
 `--output`; what is in the JSON already is not done again. `--memory` measures instead how much the process
-grows while it edits the first clip, repeated to so many frames, each in a process of its own.
+grows while it edits the first clip, repeated to so many frames.
 """
 
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -206,18 +204,26 @@ def sheet(source: Tensor, edited: Tensor) -> Tensor:
 
 
 def measure_memory(settings: Settings) -> None:
-    """Edit the first clip, repeated to several lengths, for one step from disk to disk."""
-    print(f"{'frames':>6} {'process before':>15} {'peak':>9} {'growth (MiB)':>13}")
-    for frames in settings.memory:
-        path = settings.output / f"repeated-{frames}.mp4"
-        source = read_clip(settings.clips[0])
-        small = reduced_size(source.height, source.width, settings.size)
+    """Edit the first clip, repeated to several lengths, for one step, from disk to disk."""
+    prior = load_prior(settings.prior, device="cpu")
+    source = read_clip(settings.clips[0])
+    small = reduced_size(source.height, source.width, settings.size)
+    chosen = VideoSettings(prior=settings.prior, size=settings.size, steps=1)
+    # Once with all that comes with it: libraries, the allocator's pools.
+    edit_video(torch.rand(2 * chosen.particles, 3, *small), "make it winter", chosen, loaded=prior)
+    print(f"{'frames':>6} {'most memory of the process (MiB)':>33} {'of it latents':>14}")
+    print(f"{'-':>6} {_peak():33.0f}", flush=True)
+    for frames in sorted(settings.memory):
+        path, out = settings.output / f"repeated-{frames}.mp4", settings.output / f"edited-{frames}.mp4"
         write_clip(_repeated(source, frames, small), path, frame_rate=Fraction(20), force=True)
-        command = [sys.executable, __file__, "--grow", str(path), settings.prior, str(settings.size)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        before, peak = (float(number) for number in done.stdout.split()[-2:])
-        print(f"{frames:6d} {before:15.0f} {peak:9.0f} {peak - before:13.0f}", flush=True)
+        clip = read_clip(path)
+        edited = edit_video(clip, "make it winter", chosen, loaded=prior)
+        write_clip(edited, out, like=clip, force=True)
+        # Those of the edit, of the source, what the prior is shown, and a step's change.
+        latents = 4 * edited.latents.nbytes / 2**20
+        print(f"{frames:6d} {_peak():33.0f} {latents:14.1f}", flush=True)
         path.unlink()
+        out.unlink()
 
 
 def _repeated(clip: Clip, frames: int, size: tuple[int, int]) -> Iterator[Tensor]:
@@ -230,30 +236,10 @@ def _repeated(clip: Clip, frames: int, size: tuple[int, int]) -> Iterator[Tensor
                 return
 
 
-def grow(path: Path, prior: str, size: int) -> None:
-    """Print the most memory of this process, in MiB, before and after an edit of a clip."""
-    loaded = load_prior(prior, device="cpu")
-    # Once with all that comes with it: models, libraries, the allocator's pools.
-    edit_video(torch.rand(16, 3, size, size), "make it winter", _one_step(prior, size), loaded=loaded)
-    before = _peak()
-    clip = read_clip(path)
-    edited = edit_video(clip, "make it winter", _one_step(prior, size), loaded=loaded)
-    write_clip(edited, path.with_suffix(".out.mp4"), like=clip)
-    path.with_suffix(".out.mp4").unlink()
-    print(before, _peak())
-
-
-def _one_step(prior: str, size: int) -> VideoSettings:
-    return VideoSettings(prior=prior, size=size, steps=1)
-
-
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--grow"]:
-        grow(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    else:
-        with exit_on_input_error():
-            main(tyro.cli(Settings, description=__doc__))
+    with exit_on_input_error():
+        main(tyro.cli(Settings, description=__doc__))
