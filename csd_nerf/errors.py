@@ -43,3 +43,11 @@ def exit_on_input_error() -> Iterator[None]:
         console.print("Error:", style="bold red", end=" ")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(EXIT_STATUS_BAD_INPUT) from None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, its CPU allocator or tiny-cuda-nn ran out of memory: each says so in its own way."""
+    import torch
+
+    said = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
+    return said or isinstance(error, torch.OutOfMemoryError)

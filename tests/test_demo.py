@@ -22,11 +22,12 @@ from PIL import Image
 
 from csd_nerf.demo.child import CommandFailed, failure_lines, run_command, step_of
 from csd_nerf.demo.command import Demo, defaults
-from csd_nerf.demo.page import _after_of_sheet, wrapped, write_page
+from csd_nerf.demo.page import _after_of_sheet, write_page
 from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, open_folder
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, stages_of
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.pictures import save_png, sheet
+from csd_nerf.pages import wrapped
 from csd_nerf.scenes.dataset import write_dataset
 
 MINIATURE = Recipe(

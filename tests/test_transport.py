@@ -153,3 +153,11 @@ def test_the_papers_bandwidth_needs_three_particles(count: int) -> None:
 def test_impossible_bandwidths_are_refused(bandwidth) -> None:
     with pytest.raises(InputError, match="unknown SVGD bandwidth"):
         svgd(*draw(3), bandwidth=bandwidth)
+
+
+def test_particles_that_hardly_differ_are_not_torn_apart() -> None:
+    """The median heuristic alone would repel them the more, the closer they are."""
+    scores, particles = draw(6)
+    still = particles[:1] + 1e-4 * particles
+    moved = svgd(torch.zeros_like(scores), still)
+    assert moved.abs().max() < 1e-3

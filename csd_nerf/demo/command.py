@@ -103,9 +103,9 @@ class Demo:
 
     def _carry_out(self, settings: Settings, again: str, console: Console) -> None:
         from csd_nerf.demo.child import CommandFailed
-        from csd_nerf.demo.display import Display, minutes
         from csd_nerf.demo.page import write_page
         from csd_nerf.demo.stages import stages_of
+        from csd_nerf.display import Display, minutes
 
         stages = stages_of(self.output, settings)
         progress = Progress(self.output)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import re
-import shlex
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from PIL import Image
 
-from csd_nerf.demo.display import minutes
 from csd_nerf.demo.pictures import FACTS
 from csd_nerf.demo.settings import Progress, Settings, write_text
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, Stage
+from csd_nerf.display import minutes
+from csd_nerf.pages import command_block, data_uri, embedded, filled, table_row, versions, wrapped
 
 PACKAGES = ("csd-nerf", "nerfstudio", "torch", "diffusers", "transformers")
-MEDIA_TYPES = {".png": "image/png", ".mp4": "video/mp4"}
-LINE_LENGTH = 84
 
 SHEET_GAP = 4
 """Pixels between the rows of a sheet, as `csd_nerf.nerf.pictures.sheet` leaves them."""
@@ -50,55 +43,28 @@ def write_page(
     pictures = folder / PICTURES
     facts = json.loads((pictures / FACTS).read_text(encoding="utf8"))
     numbers = range(1, facts["views"] + 1)
-    before, after = ([_embedded(pictures / f"{row}-{n}.png") for n in numbers] for row in ("before", "after"))
+    before, after = ([embedded(pictures / f"{row}-{n}.png") for n in numbers] for row in ("before", "after"))
     commands = [(stage.title, wrapped(stage.command())) for stage in stages]
     write_text(folder / "commands.sh", _script(commands, again))
-    template = files("csd_nerf.demo").joinpath("page.html").read_text(encoding="utf8")
-    page = Template(template).substitute(
+    page = filled(
+        "csd_nerf.demo",
         prompt=html.escape(settings.prompt),
         intro=html.escape(_intro(settings)),
         first_before=before[0],
         first_after=after[0],
         thumbnails="\n".join(map(_thumbnail, numbers, before, after)),
-        video=_embedded(pictures / "turntable.mp4"),
+        video=embedded(pictures / "turntable.mp4"),
         figures=_figures(settings, stages, progress, facts),
         course=_course(folder, before[0], after[0], settings),
-        columns=len(numbers),
         truth=_truth(pictures, facts, after),
-        commands="\n".join(_command(*command) for command in commands),
+        commands="\n".join(command_block(*command) for command in commands),
         next_intro=html.escape(_next_intro(settings)),
-        next_commands="\n".join(_command(*command) for command in _next_commands(settings)),
+        next_commands="\n".join(command_block(*command) for command in _next_commands(settings)),
         timings=_timings(stages, progress),
-        versions=_versions(),
+        versions=versions(PACKAGES),
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
-
-
-def wrapped(command: Sequence[str]) -> str:
-    """A command for the shell, on lines of readable length that begin with an option."""
-    units: list[str] = []
-    for word in map(shlex.quote, command):
-        # A value stays with its option.
-        if units and units[-1].startswith("--") and not word.startswith("--"):
-            units[-1] += f" {word}"
-        else:
-            units.append(word)
-    lines = [units[0]]
-    for unit in units[1:]:
-        if len(lines[-1]) + len(unit) < LINE_LENGTH or not unit.startswith("--"):
-            lines[-1] += f" {unit}"
-        else:
-            lines.append(f"  {unit}")
-    return " \\\n".join(lines)
-
-
-def _embedded(file: Path) -> str:
-    return _data_uri(file.read_bytes(), MEDIA_TYPES[file.suffix])
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _intro(settings: Settings) -> str:
@@ -149,7 +115,7 @@ def _after_of_sheet(sheet: Path, folder: Path) -> str:
         picture = both.crop((0, both.height - row, round(row * width / height), both.height))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return _data_uri(buffer.getvalue(), MEDIA_TYPES[".png"])
+    return data_uri(buffer.getvalue(), ".png")
 
 
 def _truth(pictures: Path, facts: dict[str, Any], after: Sequence[str]) -> str:
@@ -157,7 +123,7 @@ def _truth(pictures: Path, facts: dict[str, Any], after: Sequence[str]) -> str:
     if "psnr" not in facts:
         return ""
     psnr = facts["psnr"]
-    truth = [_embedded(pictures / f"truth-{number}.png") for number in range(1, facts["views"] + 1)]
+    truth = [embedded(pictures / f"truth-{number}.png") for number in range(1, facts["views"] + 1)]
     rows = [
         (f"The scene after the edit: {psnr['after']:.1f} dB (before it: {psnr['before']:.1f} dB)", after),
         ("The scene's own pictures under the exact operator that the diffusion model learned from", truth),
@@ -166,14 +132,8 @@ def _truth(pictures: Path, facts: dict[str, Any], after: Sequence[str]) -> str:
         f"<p>{caption}</p>\n" + "\n".join(f'<img src="{image}" alt="">' for image in images)
         for caption, images in rows
     )
-    return f'<h2>Against the exact edit</h2>\n<div class="truth">\n{cells}\n</div>\n'
-
-
-def _command(title: str, command: str) -> str:
-    return (
-        f'<div class="command"><p class="soft">{html.escape(title)}</p><button type="button">Copy</button>'
-        f"<pre><code>{html.escape(command)}</code></pre></div>"
-    )
+    columns = f'style="--columns: {len(after)}"'
+    return f'<h2>Against the exact edit</h2>\n<div class="truth" {columns}>\n{cells}\n</div>\n'
 
 
 def _script(commands: Sequence[tuple[str, str]], again: str) -> str:
@@ -216,15 +176,6 @@ def _timings(stages: Sequence[Stage], progress: Progress) -> str:
     for stage in stages:
         record = progress[stage.key]
         runs = f", in {record.runs} runs" if record.runs > 1 else ""
-        rows.append(_row(f"{stage.title} ({stage.total} {stage.unit}{runs})", minutes(record.seconds)))
-    total = _row("In all", minutes(_seconds(stages, progress)))
+        rows.append(table_row(f"{stage.title} ({stage.total} {stage.unit}{runs})", minutes(record.seconds)))
+    total = table_row("In all", minutes(_seconds(stages, progress)))
     return "\n".join([*rows, total.replace("<tr>", '<tr class="total">')])
-
-
-def _versions() -> str:
-    rows = [(package, importlib.metadata.version(package)) for package in PACKAGES]
-    return "\n".join(_row(*row) for row in [*rows, ("Python", platform.python_version())])
-
-
-def _row(name: str, value: str) -> str:
-    return f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"

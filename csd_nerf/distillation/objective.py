@@ -138,6 +138,19 @@ class Objective:
         check_structure(config.structure, prior)
         self._feature = load_feature(config.distance, prior) if config.transport == "svgd" else None
 
+    def draw_timestep(
+        self, *, step: int = 0, max_steps: int = 1, generator: torch.Generator | None = None
+    ) -> int:
+        """The timestep of a step, as `gradient` draws it, for several calls that are to share one.
+
+        Args:
+            step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
+            generator: source of the timestep.
+        """
+        return _timestep_range(self.config).sample(
+            self.prior.schedule.num_timesteps, step=step, max_steps=max_steps, generator=generator
+        )
+
     @torch.no_grad()
     def gradient(
         self,
@@ -149,6 +162,7 @@ class Objective:
         source_prompt: str = "",
         step: int = 0,
         max_steps: int = 1,
+        timestep: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Distilled:
         """The gradient `w(t) * transport(residuals, noisy latents)` of the views, for descent.
@@ -167,6 +181,7 @@ class Objective:
             source_prompt: description of the source, for a text-to-image model: the residuals "dds" and "pds"
                 need it, a structure loss looks at the source with it.
             step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
+            timestep: to distil at, an index into the prior's schedule; None draws it.
             generator: source of the timestep and the noise.
 
         Raises:
@@ -176,9 +191,9 @@ class Objective:
         """
         config, prior = self.config, self.prior
         check_source_prompt(config.residual, source_prompt)
-        t = _timestep_range(config).sample(
-            prior.schedule.num_timesteps, step=step, max_steps=max_steps, generator=generator
-        )
+        t = timestep
+        if t is None:
+            t = self.draw_timestep(step=step, max_steps=max_steps, generator=generator)
         target_text = prior.embed([prompt] if isinstance(prompt, str) else prompt)
         source_text, empty_text = prior.embed([source_prompt, ""]).split(1)
         views = Views(
@@ -243,8 +258,8 @@ def check_source_prompt(residual: str, source_prompt: str) -> None:
             f"the residual {residual} needs a description of the source",
             expected="what the scene shows now, such as 'a stone bear'",
             got="an empty source prompt",
-            hint="add `--pipeline.source-prompt`, or use the residual csd-edit, which needs none, with an "
-            "InstructPix2Pix prior",
+            hint="add `--pipeline.source-prompt` (of `csd-nerf` commands `--source-prompt`), or use the "
+            "residual csd-edit, which needs none, with an InstructPix2Pix prior",
         )
 
 

@@ -20,6 +20,10 @@ from csd_nerf.errors import InputError
 Bandwidth = Literal["median", "paper"] | float
 Kernel = Literal["rbf", "imq"]
 
+LEAST_DIFFERENCE = 0.1
+"""Distance of two particles, as a share of their own length, below which they need not be kept apart. Noise
+of their own makes particles differ by more."""
+
 
 def independent(
     residuals: Float[Tensor, "n c h w"],
@@ -140,8 +144,9 @@ def stein_kernel(
         particles: `x_i`, or features of them.
         bandwidth:
             "median": `gamma = ln(N + 1) / median_{i<j} d2_ij`, the median heuristic over pairs of different
-            particles. When it is zero, because there is one particle or most coincide, gamma is 0 and K all
-            ones, the limit of particles that coincide.
+            particles. Particles nearer than `LEAST_DIFFERENCE` of their root mean square length have the
+            bandwidth of that distance, and so K near one and next to no repulsion: it grows as 1 / |x_i - x_j| otherwise, and
+            would tear apart the frames of a still clip for the sake of their rounding errors.
             "paper": the same with the median over all N x N entries, zero diagonal included, the lower of the
             two middle ones, as in CSD's released code. It needs three particles.
             a number h > 0: `gamma = 1 / h`, h in units of d2.
@@ -160,7 +165,7 @@ def stein_kernel(
     x = particles.flatten(1).double()  # (N, D)
     # cdist's faster form through a matrix product loses the distances between close particles.
     d2 = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()  # (N, N)
-    gamma = _gamma(d2, bandwidth)
+    gamma = _gamma(d2, bandwidth, x.square().sum(1).mean().item())
     if kernel == "imq":
         similarity = (1 + gamma * d2).rsqrt()
         return similarity, gamma * similarity**3
@@ -191,7 +196,7 @@ def check_bandwidth(bandwidth: Bandwidth, count: int) -> None:
         )
 
 
-def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:
+def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth, squared_length: float) -> float:
     count = len(d2)
     check_bandwidth(bandwidth, count)
     if isinstance(bandwidth, (int, float)):
@@ -202,5 +207,5 @@ def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth) -> float:
         median = d2.flatten().median().item()  # torch.median is the lower middle
     else:
         i, j = torch.triu_indices(count, count, offset=1, device=d2.device)
-        median = d2[i, j].quantile(0.5).item()
+        median = max(d2[i, j].quantile(0.5).item(), LEAST_DIFFERENCE**2 * squared_length)
     return math.log(count + 1) / median if median > 0 else 0.0

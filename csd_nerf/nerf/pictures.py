@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
+
+from csd_nerf.media import Picture, write_clip, write_picture
 
 
 def sheet(rows: Iterable[Float[Tensor, "n 3 h w"]], gap: int = 4) -> Float[Tensor, "height width 3"]:
@@ -33,36 +31,17 @@ def _pad(image: Tensor, gap: int) -> Tensor:
 def save_png(picture: Float[Tensor, "h w 3"], path: Path) -> None:
     """Write a picture (0..1); an older one of that name is replaced only by a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    Image.fromarray(to_bytes(picture)).save(partial, format="PNG")
-    os.replace(partial, path)
+    write_picture(Picture(picture.permute(2, 0, 1)), path, force=True)
 
 
 def save_video(frames: Iterable[Float[Tensor, "h w 3"]], path: Path, frames_per_second: int = 24) -> None:
     """Write an H.264 video that browsers play; an older one is replaced only by a whole one.
 
     Args:
-        frames: pictures of one even height and width, 0..1.
+        frames: pictures of one size, 0..1; an odd side grows by a pixel.
         path: ending in .mp4.
         frames_per_second: playback rate.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = None
-        for frame in frames:
-            pixels = to_bytes(frame)
-            if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(frames_per_second))
-                stream.height, stream.width = pixels.shape[:2]
-                stream.pix_fmt = "yuv420p"
-                stream.options = {"crf": "18"}
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())
-    os.replace(partial, path)
-
-
-def to_bytes(picture: Float[Tensor, "h w 3"]) -> np.ndarray:
-    """8-bit RGB of a picture in 0..1."""
-    return (picture.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    channels_first = (frame.permute(2, 0, 1) for frame in frames)
+    write_clip(channels_first, path, frame_rate=Fraction(frames_per_second), force=True)

@@ -17,7 +17,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.distillation.objective import NonFiniteResidual
-from csd_nerf.errors import InputError, exit_on_input_error
+from csd_nerf.errors import InputError, exit_on_input_error, is_out_of_memory
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.prompted import PromptedPipelineConfig, require
@@ -294,7 +294,7 @@ class SceneTrainer(Trainer):
         try:
             yield
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             CONSOLE.print(
                 f"[bold red]Out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
@@ -357,7 +357,7 @@ class PromptedTrainer(SceneTrainer):
             zero = torch.zeros((), device=self.pipeline.device)
             return zero, {}, {}
         except RuntimeError as error:
-            if _is_out_of_memory(error) and (saved := self._save_before(step)):
+            if is_out_of_memory(error) and (saved := self._save_before(step)):
                 CONSOLE.print(saved.strip())
             raise
         self._skipped_in_a_row = 0
@@ -410,12 +410,6 @@ class EditTrainer(PromptedTrainer):
             return
         # The source's optimisers and schedulers are not those of the edit; the edit's own are.
         super()._load_checkpoint()
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch, its CPU allocator or tiny-cuda-nn ran out of memory: each says so in its own way."""
-    said = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
-    return said or isinstance(error, torch.OutOfMemoryError)
 
 
 def check_device(device_type: str) -> None:

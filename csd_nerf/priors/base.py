@@ -55,6 +55,7 @@ class Prior(ABC):
         schedule: noise levels of the timesteps.
         latent_channels: channels c of the latents.
         vae_factor: pixels per latent along each side; picture sides must be multiples of it.
+        native_size: side in pixels of the square pictures that the model was made for.
         device: where the models are.
         dtype: precision of the U-Net.
         unet_batch_size: most rows that go through the U-Net at once.
@@ -68,6 +69,7 @@ class Prior(ABC):
     schedule: NoiseSchedule
     latent_channels: int
     vae_factor: int
+    native_size: int
     device: torch.device
     dtype: torch.dtype
     unet_batch_size: int

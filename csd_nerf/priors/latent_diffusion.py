@@ -70,6 +70,7 @@ class LatentDiffusion(Prior):
         self.latent_channels = latent_channels
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.vae_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.native_size = unet.config["sample_size"] * self.vae_factor
         self.device = unet.device
         self.dtype = unet.dtype
         self.unet_batch_size = unet_batch_size

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from csd_nerf.demo.stages import Stage
+
+class Stage(Protocol):
+    """A part of the work.
+
+    Attributes:
+        key: tells it from the others.
+        title: what it does, for people.
+        total: what there is to do in it, counted in `unit`.
+        unit: of the total, in the plural.
+    """
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def unit(self) -> str: ...
 
 
 def minutes(seconds: float) -> str:
@@ -19,7 +38,7 @@ def minutes(seconds: float) -> str:
 
 
 class Display:
-    """Shows the stages of a demo: those done and the one that runs."""
+    """Shows the stages of some work: those done and the one that runs."""
 
     def __init__(self, stages: Sequence[Stage], console: Console) -> None:
         self.stages = stages
@@ -67,16 +86,16 @@ class Display:
         where = f", from step {start}" if start else ""
         self._say(stage, f"{stage.total} {stage.unit}{where} ...")
 
-    def update(self, stage: Stage, steps: int) -> None:
-        """So many steps are done."""
-        self._set(stage, completed=steps, count=f"{steps}/{stage.total} {stage.unit}")
+    def update(self, stage: Stage, steps: float) -> None:
+        """So many steps are done, a part of one counting for the time left."""
+        self._set(stage, completed=steps, count=f"{int(steps)}/{stage.total} {stage.unit}")
 
     def finish(self, stage: Stage, seconds: float) -> None:
         """The stage is done."""
         self._set(stage, completed=stage.total, count=f"{stage.total} {stage.unit}")
         self._say(stage, f"done in {minutes(seconds)}")
 
-    def _set(self, stage: Stage, *, completed: int, count: str) -> None:
+    def _set(self, stage: Stage, *, completed: float, count: str) -> None:
         self.bars.update(self.tasks[stage.key], completed=completed, count=count, visible=True)
 
     def _number(self, stage: Stage) -> str:

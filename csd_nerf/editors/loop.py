@@ -1,0 +1,142 @@
+"""The loop of all 2-D edits: gather particles, ask the objective, scatter its gradient, descend.
+
+    canvas = ...                                     # a Canvas: windows of a picture, frames of a clip
+    for done in descend(canvas, objective, descent, seed=0):
+        ...                                          # progress, previews, saving: canvas.latents so far
+
+A step goes over the whole canvas once, in batches of particles at one timestep, and then moves every latent
+once. How far an edit goes hence depends on the steps and not on the size of the canvas, and memory on the
+size of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from csd_nerf.distillation.objective import NonFiniteResidual, Objective
+from csd_nerf.editors.canvas import Canvas
+from csd_nerf.errors import InputError
+
+DECAYS = 10
+"""Stretches of equal learning rate in an edit."""
+DECAY = 0.9
+"""From one to the next."""
+NON_FINITE_STEPS_IN_A_ROW = 5
+"""So many skipped steps in a row end the edit: it will not recover by itself."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Plain gradient descent, as published for CSD-Edit's panoramas (Kim et al., 2307.04787): SGD whose
+    learning rate falls by a tenth ten times over the edit (StepLR(20, 0.9) in 200 steps).
+
+    Args:
+        steps: of the edit.
+        learning_rate: of the first step. The released code's 2 goes with a kernel whose rows are divided by
+            the number of particles N; rows that sum to one, as ours, take about 2 / (N + 1) of it for the
+            same step.
+    """
+
+    steps: int
+    learning_rate: float
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, 0-based.
+
+        Example:
+            >>> [round(Descent(200, 2.0).rate(step), 3) for step in (0, 19, 20, 199)]
+            [2.0, 2.0, 1.8, 0.775]
+        """
+        return self.learning_rate * DECAY ** (DECAYS * step // self.steps)
+
+
+@dataclass(frozen=True)
+class Done:
+    """Where an edit has got to.
+
+    Args:
+        steps: whole steps done.
+        share: of the next step's particles that were asked about, 0 when a step has just been taken.
+        statistics: of the last batch, see `Distilled`.
+    """
+
+    steps: int
+    share: float
+    statistics: dict[str, float]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Everything random in a step follows from here, so a resumed edit repeats no step differently."""
+    return seed * 1_000_003 + step
+
+
+@torch.no_grad()
+def descend(
+    canvas: Canvas[Any],
+    objective: Objective,
+    descent: Descent,
+    *,
+    source_prompt: str = "",
+    seed: int = 0,
+    start: int = 0,
+) -> Iterator[Done]:
+    """Edit a canvas in place.
+
+    Args:
+        canvas: its latents are changed.
+        objective: says how.
+        descent: how many steps, how large.
+        source_prompt: description of the source, for methods that compare with one.
+        seed: with the number of the step, decides everything random in it.
+        start: steps that an earlier run has done; the canvas holds what it left.
+
+    Yields:
+        After every batch; the latents have changed when `share` is 0, and may then be saved: with `start` set
+        to `steps`, another run goes on exactly as this one would.
+
+    Raises:
+        InputError: five steps in a row had no finite gradient, and what `Objective.gradient` raises.
+    """
+    skipped = 0
+    for step in range(start, descent.steps):
+        generator = torch.Generator().manual_seed(step_seed(seed, step))
+        timestep = objective.draw_timestep(step=step, max_steps=descent.steps, generator=generator)
+        batches = canvas.batches(generator)
+        noise = generator.get_state()
+        change = torch.zeros_like(canvas.latents)
+        statistics: dict[str, float] = {}
+        try:
+            for number, batch in enumerate(batches, start=1):
+                if objective.config.noise == "shared":
+                    generator.set_state(noise)  # one for the particles of all batches
+                particles = canvas.gather(batch)
+                distilled = objective.gradient(
+                    particles.latents,
+                    particles.source,
+                    particles.condition,
+                    prompt=batch.prompt,
+                    source_prompt=source_prompt,
+                    timestep=timestep,
+                    generator=generator,
+                )
+                canvas.scatter(batch, distilled.gradient, change)
+                statistics = distilled.statistics
+                if number < len(batches):
+                    yield Done(step, number / len(batches), statistics)
+        except NonFiniteResidual as error:
+            skipped += 1
+            if skipped == NON_FINITE_STEPS_IN_A_ROW:
+                raise InputError(
+                    f"{skipped} steps in a row had no finite gradient",
+                    expected="numbers that can be followed",
+                    got=str(error),
+                    hint="use --precision float32, or a lower text guidance",
+                ) from error
+        else:
+            skipped = 0
+            canvas.latents -= descent.rate(step) * change
+        yield Done(step + 1, 0.0, statistics)

@@ -1,0 +1,237 @@
+"""What decides an edit of a picture or a clip. A field's docstring is its help on the command line."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+from csd_nerf.errors import InputError
+
+if TYPE_CHECKING:
+    from csd_nerf.distillation import Objective, ObjectiveConfig
+    from csd_nerf.editors.loop import Descent
+    from csd_nerf.priors import Prior
+
+Method = Literal["csd-edit", "dds", "cds", "sds", "pds", "csd"]
+
+STEPS = 200
+LEARNING_RATES = {"csd-edit": 0.25, "dds": 0.05, "cds": 0.05, "pds": 0.1, "sds": 0.02, "csd": 0.02}
+"""For rows of the kernel that sum to one and residuals that are not scaled by the latents' size. CSD-Edit and
+DDS as released, in these units; CDS as DDS. Those of PDS, SDS and CSD take steps of about the same length at
+the guidance of 100 that they were published with."""
+
+SUITED: dict[str, dict[str, Any]] = {
+    "tiny-instruct": {
+        "steps": 20,
+        "learning_rate": 0.6,
+        "text_guidance": 3.5,
+        "min_timestep": 0.02,
+        "max_timestep": 0.6,
+    }
+}
+"""What suits a bundled prior where the published values do not, with CSD-Edit."""
+
+
+@dataclass
+class EditSettings:
+    """How a picture or a clip is edited. Values left out are those of the method, or what suits the prior."""
+
+    method: Method = "csd-edit"
+    """csd-edit follows an instruction and needs an InstructPix2Pix. dds, cds and pds compare two descriptions
+    and need a text-to-image prior and `--source-prompt`; sds and csd follow a description alone, with
+    either."""
+    source_prompt: str = ""
+    """What the source shows, for dds, cds and pds: "a photo of a palace by day"."""
+    prior: str = "timbrooks/instruct-pix2pix"
+    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, which ships with the
+    package, knows a few instructions and runs on a laptop."""
+    steps: Optional[int] = None  # noqa: UP045
+    """Steps of the edit; each goes over everything once. Default 200, with tiny-instruct 20."""
+    learning_rate: Optional[float] = None  # noqa: UP045
+    """Of the first step; it falls by a tenth ten times. Default 0.25 with csd-edit (tiny-instruct 0.6)."""
+    text_guidance: Optional[float] = None  # noqa: UP045
+    """How strongly the prompt is followed. Default that of the method, 7.5 with csd-edit (tiny-instruct
+    3.5)."""
+    image_guidance: float = 1.5
+    """How closely the source is kept, by an InstructPix2Pix."""
+    min_timestep: Optional[float] = None  # noqa: UP045
+    """Least noise, as a fraction of the prior's schedule. Default that of the method."""
+    max_timestep: Optional[float] = None  # noqa: UP045
+    """Most noise, as a fraction; more of it allows larger changes. Default that of the method, 0.5 with
+    csd-edit (tiny-instruct 0.6)."""
+    transport: Optional[Literal["svgd", "independent"]] = None  # noqa: UP045
+    """Whether particles share their scores (svgd) or not. Default that of the method."""
+    particles: int = 16
+    """Most particles (windows, frames) that share their scores."""
+    seed: int = 0
+    """Decides every random choice: another answer to an ambiguous prompt."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to compute; auto takes a CUDA GPU if there is one."""
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the U-Net; auto takes float16 on a GPU, float32 on a CPU."""
+    unet_batch_size: int = 20
+    """U-Net rows evaluated at a time (csd-edit has 5 per particle); bounds memory."""
+
+    def objective_config(self) -> "ObjectiveConfig":
+        """The method's settings with what was given, or suits the prior, put in."""
+        from csd_nerf.distillation import preset
+
+        config = preset(self.method)
+        config.image_guidance = self.image_guidance
+        for name in ("text_guidance", "min_timestep", "max_timestep", "transport"):
+            value = self._chosen(name)
+            if value is not None:
+                setattr(config, name, value)
+        return config
+
+    def descent(self) -> "Descent":
+        """Steps and learning rate, as given or as suits method and prior."""
+        from csd_nerf.editors.loop import Descent
+
+        steps, rate = self._chosen("steps"), self._chosen("learning_rate")
+        return Descent(
+            STEPS if steps is None else steps, LEARNING_RATES[self.method] if rate is None else rate
+        )
+
+    def _chosen(self, name: str) -> Any:
+        """What was given for a setting, or suits the prior; None leaves it to the method."""
+        given = getattr(self, name)
+        suited = SUITED.get(self.prior, {}) if self.method == "csd-edit" else {}
+        return suited.get(name) if given is None else given
+
+    def check(self, prompts: tuple[str, ...]) -> None:
+        """Refuse what can be seen to be wrong without the prior's weights.
+
+        Raises:
+            InputError: an empty prompt, a number that means nothing, no such prior, a method that the prior
+                cannot answer, no source prompt for a method that needs one.
+        """
+        from csd_nerf.distillation.residuals import check_fit
+        from csd_nerf.priors.folder import is_image_conditioned
+        from csd_nerf.priors.loading import check_prior
+
+        for prompt in prompts:
+            if not prompt.strip():
+                raise InputError(
+                    "the prompt is empty",
+                    expected="what to change, in words",
+                    got=repr(prompt),
+                    hint='give one, such as --prompt "make it night"',
+                )
+        descent = self.descent()
+        for name, value, least in (
+            ("steps", descent.steps, 1),
+            ("particles", self.particles, 1),
+            ("seed", self.seed, 0),
+            ("unet_batch_size", self.unet_batch_size, 1),
+        ):
+            if value < least:
+                raise _wrong(name, value, f"at least {least}")
+        if not 0 < descent.learning_rate < float("inf"):
+            raise _wrong("learning_rate", descent.learning_rate, "a number above 0")
+        config = self.objective_config()
+        config.check(particles=self.particles, source_prompt=self.source_prompt)
+        folder = check_prior(self.prior)
+        if folder is not None:
+            check_fit(config.residual, image_conditioned=is_image_conditioned(folder))
+
+    def load_prior(self) -> "Prior":
+        """The prior, where and as these settings say.
+
+        Raises:
+            InputError: see `csd_nerf.priors.load_prior`.
+        """
+        import torch
+
+        from csd_nerf.priors import load_prior
+
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return load_prior(
+            self.prior,
+            device=device,
+            dtype=None if self.precision == "auto" else getattr(torch, self.precision),
+            unet_batch_size=self.unet_batch_size,
+        )
+
+    def objective(self, prior: "Prior") -> "Objective":
+        """The objective, on a prior that is loaded."""
+        from csd_nerf.distillation import Objective
+
+        return Objective(self.objective_config(), prior)
+
+    def outcome(self) -> dict[str, Any]:
+        """Everything that decides the outcome, as JSON: an edit can only go on with the same."""
+        machine = ("device", "precision", "unet_batch_size")
+        mine = {name: value for name, value in dataclasses.asdict(self).items() if name not in machine}
+        descent, objective = dataclasses.asdict(self.descent()), dataclasses.asdict(self.objective_config())
+        return {**mine, **descent, **objective}
+
+
+@dataclass
+class PictureSettings(EditSettings):
+    """How a picture or panorama is edited, in windows."""
+
+    window_size: Optional[int] = None  # noqa: UP045
+    """Side of the windows in pixels, and of the tiles in which the picture is encoded and decoded. Default
+    the size
+    that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
+
+    def check(self, prompts: tuple[str, ...]) -> None:
+        super().check(prompts)
+        if self.window_size is not None and self.window_size < 1:
+            raise _wrong("window_size", self.window_size, "at least 1")
+
+    def fitting_window(self, prior: "Prior") -> int:
+        """Side of the windows in pixels.
+
+        Raises:
+            InputError: it does not suit the prior.
+        """
+        size, factor = self.window_size or prior.native_size, prior.vae_factor
+        if size % factor:
+            nearest = max(round(size / factor), 1) * factor
+            raise _wrong("window_size", size, f"a multiple of {factor}, such as {nearest}")
+        return size
+
+
+@dataclass
+class VideoSettings(EditSettings):
+    """How a clip is edited. Its frames are the particles."""
+
+    size: Optional[int] = None  # noqa: UP045
+    """Short side in pixels at which frames are edited and written; a smaller clip keeps its size. Default the
+    size that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
+    noise: Literal["shared", "per-particle"] = "shared"
+    """One noise for all frames of a step, so that what does not move is edited alike in all of them and
+    colours do not flicker; or one for each, as in CSD's released code."""
+    kernel: Literal["imq", "rbf"] = "imq"
+    """SVGD kernel between frames: imq (inverse multiquadric), by which frames far apart in the clip still
+    share, or rbf (Gaussian), as published, by which with one noise for all only near ones do."""
+    anchors: int = 4
+    """Of the particles in a group, how many are frames from all over the clip that all groups share. A clip
+    of no more frames than `--particles` is one group."""
+    keyframe_stride: int = 1
+    """Edit every so many frames first, and those between in a quarter of the steps, with the edited ones on
+    either side to go by: faster, and less true to what moves. 1 edits all frames alike."""
+
+    def objective_config(self) -> "ObjectiveConfig":
+        config = super().objective_config()
+        config.noise, config.kernel = self.noise, self.kernel
+        return config
+
+    def check(self, prompts: tuple[str, ...]) -> None:
+        super().check(prompts)
+        for name in ("size", "anchors", "keyframe_stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise _wrong(name, value, "at least 1")
+        if self.anchors >= self.particles:
+            raise _wrong("anchors", self.anchors, f"fewer than the {self.particles} particles of a group")
+
+
+def _wrong(name: str, value: object, expected: str) -> InputError:
+    flag = f"--{name.replace('_', '-')}"
+    return InputError(
+        f"{flag} cannot be used", expected=expected, got=str(value), hint=f"change it, or leave out {flag}"
+    )

@@ -1,0 +1,1 @@
+"""How good an edit is, in figures: metrics, and the evaluation of one edited run."""

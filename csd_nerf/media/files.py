@@ -1,0 +1,120 @@
+"""Where output goes: checked before the work, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from csd_nerf.errors import InputError
+
+
+def check_output(path: Path, suffixes: Collection[str], *, force: bool) -> None:
+    """See that a file can be written, before the work that makes it.
+
+    Args:
+        path: where it is to be.
+        suffixes: endings whose format can be written, lower case, such as ".png".
+        force: it may replace a file that is there.
+
+    Raises:
+        InputError: another ending; a folder, or without `force` a file, of that name; its folder missing or
+            not writable.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise InputError(
+            f"the ending of {path.name} names no format that can be written",
+            expected=", ".join(suffixes),
+            got=path.suffix or "no ending",
+            hint="choose another name for the output",
+        )
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder",
+            expected="a name for a file",
+            got="a folder of that name",
+            hint="choose another name for the output",
+        )
+    check_free(path, force=force)
+    check_folder_writable(path.parent)
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """See that nothing is there that must not be replaced.
+
+    Raises:
+        InputError: something of that name, and no `force`.
+    """
+    if path.exists() and not force:
+        raise InputError(
+            f"{path} is already there",
+            expected="a name that is free",
+            got="an existing file" if path.is_file() else "an existing folder",
+            hint="choose another name, or replace it with --force",
+        )
+
+
+def check_folder_writable(folder: Path) -> None:
+    """See that files can be made in a folder.
+
+    Raises:
+        InputError: it is missing or not writable.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"the folder {folder} is not there",
+            expected="an existing folder to write to",
+            got="a file of that name" if folder.exists() else "no such folder",
+            hint=f"make it (`mkdir -p {folder}`) or choose another",
+        )
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file under another name and give it its own only when it is whole.
+
+    Yields:
+        Where to write: in the same folder, with another name, whose ending may not be the path's. Whatever
+        goes wrong, what was at `path` stays as it was and the partial file (or folder) is removed.
+
+    Raises:
+        InputError: the file system refuses, as it does when the disk is full.
+
+    Example:
+        >>> with whole_file(Path("night.json")) as partial:     # doctest: +SKIP
+        ...     partial.write_text("{}")
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except InputError:
+        raise
+    except OSError as error:
+        raise _not_writable(path, error) from error
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _not_writable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written",
+        expected="a place with room, where this user may write",
+        got=error.strerror or str(error),
+        hint="free some space or choose another place",
+    )

@@ -1,0 +1,80 @@
+"""Pages that show results: one HTML file with everything in it, which opens anywhere without a network.
+
+A page is a template (`page.html`) of its own package with the style and script that all pages share: a card
+with `class="compare"` is a before/after slider, a `class="command"` has a button that copies it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.metadata
+import platform
+import shlex
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
+LINE_LENGTH = 84
+
+
+def filled(package: str, **values: object) -> str:
+    """A page from the template of a package.
+
+    Args:
+        package: that has a `page.html` with `$style`, `$script` and a `$name` for each of the values.
+        values: HTML.
+    """
+    template = files(package).joinpath("page.html").read_text(encoding="utf8")
+    shared = files("csd_nerf.pages")
+    style, script = (shared.joinpath(name).read_text(encoding="utf8") for name in ("style.css", "script.js"))
+    return Template(template).substitute(values, style=style, script=script)
+
+
+def embedded(file: Path) -> str:
+    """A file as an address that holds all of it."""
+    return data_uri(file.read_bytes(), file.suffix)
+
+
+def data_uri(content: bytes, suffix: str) -> str:
+    """The address of a file's content, of a kind told by its ending."""
+    return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def wrapped(command: Sequence[str]) -> str:
+    """A command for the shell, on lines of readable length that begin with an option."""
+    units: list[str] = []
+    for word in map(shlex.quote, command):
+        # A value stays with its option.
+        if units and units[-1].startswith("--") and not word.startswith("--"):
+            units[-1] += f" {word}"
+        else:
+            units.append(word)
+    lines = [units[0]]
+    for unit in units[1:]:
+        if len(lines[-1]) + len(unit) < LINE_LENGTH or not unit.startswith("--"):
+            lines[-1] += f" {unit}"
+        else:
+            lines.append(f"  {unit}")
+    return " \\\n".join(lines)
+
+
+def command_block(title: str, command: str) -> str:
+    """A command with a button that copies it."""
+    return (
+        f'<div class="command"><p class="soft">{html.escape(title)}</p><button type="button">Copy</button>'
+        f"<pre><code>{html.escape(command)}</code></pre></div>"
+    )
+
+
+def table_row(name: str, value: str) -> str:
+    """A row of a table of two columns."""
+    return f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+
+
+def versions(packages: Iterable[str]) -> str:
+    """Rows with the versions of packages and of Python."""
+    rows = [(package, importlib.metadata.version(package)) for package in packages]
+    return "\n".join(table_row(*row) for row in [*rows, ("Python", platform.python_version())])
