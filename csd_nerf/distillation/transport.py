@@ -145,8 +145,9 @@ def stein_kernel(
         bandwidth:
             "median": `gamma = ln(N + 1) / median_{i<j} d2_ij`, the median heuristic over pairs of different
             particles. Particles nearer than `LEAST_DIFFERENCE` of their root mean square length have the
-            bandwidth of that distance, and so K near one and next to no repulsion: it grows as 1 / |x_i - x_j| otherwise, and
-            would tear apart the frames of a still clip for the sake of their rounding errors.
+            bandwidth of that distance, and so K near one and next to no repulsion, which grows as
+            1 / |x_i - x_j| otherwise and would tear the frames of a still clip apart for the sake of their
+            rounding errors.
             "paper": the same with the median over all N x N entries, zero diagonal included, the lower of the
             two middle ones, as in CSD's released code. It needs three particles.
             a number h > 0: `gamma = 1 / h`, h in units of d2.
