@@ -13,14 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.evaluation.weights import weights_absent
+from csd_nerf.evaluation.weights import CLIP, weights_absent
 
 Embeddings = Float[Tensor, "views channels"]
 TextEmbedding = Float[Tensor, " channels"]
 PerView = Float[Tensor, " views"]
-
-CLIP = "openai/clip-vit-large-patch14"
-"""ViT-L/14 with OpenAI's pretraining, as Instruct-NeRF2NeRF uses."""
 
 
 def text_similarity(images: Embeddings, text: TextEmbedding) -> PerView:
@@ -134,4 +131,3 @@ def load_clip(repository: str = CLIP, *, device: torch.device | str, download: b
     except OSError as error:
         raise weights_absent(repository, error) from error
     return Clip(repository, model.to(device).eval(), tokenizer)
-

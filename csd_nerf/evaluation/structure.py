@@ -9,14 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.evaluation.weights import weights_absent
+from csd_nerf.evaluation.weights import DINO, weights_absent
 from csd_nerf.scenes.operators import LUMA_WEIGHTS
 
 Images = Float[Tensor, "views 3 height width"]
 PerView = Float[Tensor, " views"]
-
-DINO = "facebook/dino-vitb8"
-"""The ViT whose keys Tumanyan et al. compare."""
 
 DINO_SIZE = 224
 """Side in pixels of the pictures DINO is shown."""

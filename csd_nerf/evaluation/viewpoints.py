@@ -86,7 +86,7 @@ def parallax_degrees(positions: Float[Tensor, "n 3"], point: Float[Tensor, " 3"]
 
 
 def nearest_parallax(angles: Float[Tensor, "e n"], wanted: float) -> list[tuple[int, int]]:
-    """Each row with the column whose angle is nearest to `wanted`, among those of at least `LEAST_DEGREES`."""
+    """Each row with the column whose angle, of those from `LEAST_DEGREES` on, is nearest to `wanted`."""
     distance = torch.where(angles >= LEAST_DEGREES, (angles - wanted).abs(), torch.inf)
     best = distance.min(dim=1)
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -1,6 +1,12 @@
-"""Networks that metrics need, and what happens where their weights cannot be had."""
+"""Networks that metrics need, and what happens where their weights cannot be had. Imports nothing heavy."""
 
 from __future__ import annotations
+
+CLIP = "openai/clip-vit-large-patch14"
+"""ViT-L/14 with OpenAI's pretraining, as Instruct-NeRF2NeRF uses."""
+
+DINO = "facebook/dino-vitb8"
+"""The ViT whose keys Tumanyan et al. compare."""
 
 
 class Unavailable(Exception):

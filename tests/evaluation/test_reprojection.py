@@ -21,7 +21,7 @@ def camera_matrices(poses: list[np.ndarray], focal: float, size: int) -> tuple[T
 
 
 def plane_views(size: int) -> Views:
-    """Three cameras above the plane z = 0, which carries a smooth pattern; colours and depths in closed form."""
+    """Three views of the plane z = 0 with a smooth pattern on it; colours and depths in closed form."""
     positions = [(0.0, -2.0, 1.6), (0.5, -1.9, 1.5), (-0.8, -1.6, 1.8)]
     poses = [look_at(np.array(position), np.zeros(3)) for position in positions]
     matrices, intrinsics = camera_matrices(poses, 1.6 * size, size)
