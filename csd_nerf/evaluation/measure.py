@@ -20,7 +20,7 @@ from csd_nerf.evaluation.clip import (
 from csd_nerf.evaluation.colours import colour_spread
 from csd_nerf.evaluation.figures import Better, Figure, Figures, Missing, summarize
 from csd_nerf.evaluation.pixels import LPIPS_NETWORK, load_lpips, lpips, psnr, ssim
-from csd_nerf.evaluation.reprojection import Views, contrast, reprojection_error
+from csd_nerf.evaluation.reprojection import Views, change_of, contrast, reprojection_error
 from csd_nerf.evaluation.structure import edge_correlation, load_dino, structure_distance
 from csd_nerf.evaluation.viewpoints import Baseline
 from csd_nerf.evaluation.weights import DINO, Unavailable
@@ -237,22 +237,28 @@ def _ends(baseline: Baseline) -> tuple[list[int], list[int]]:
 
 
 def _reprojection(findings: _Findings, edit: DrawnEdit, length: str, baseline: Baseline) -> None:
-    names = [f"reprojection_{kind}_{length}" for kind in ("error", "relative_error", "coverage")]
-    with findings.of(*names):
+    """Agreement of views about colours, and about how the colours have changed."""
+    kinds = ("error", "relative_error", "change_error", "coverage")
+    error, relative_error, change_error, coverage = (f"reprojection_{kind}_{length}" for kind in kinds)
+    with findings.of(error, relative_error, change_error, coverage):
         _ends(baseline)
-        found = [reprojection_error(views, baseline.pairs) for views in (edit.after, edit.before)]
-        after, before = found
-        if any(figures.errors.isnan().all() for figures in found):
+        before, after, change = (
+            reprojection_error(views, baseline.pairs)
+            for views in (edit.before, edit.after, change_of(edit.before, edit.after))
+        )
+        if any(found.errors.isnan().all() for found in (before, after)):
             raise Unavailable(
                 "no two views show a common point", "evaluate a run whose scene was trained for longer"
             )
-        relative = [
-            figures.errors / contrast(views.images)
-            for figures, views in ((after, edit.after), (before, edit.before))
-        ]
-        findings.add(names[0], after.errors, "lower", before.errors)
-        findings.add(names[1], relative[0], "lower", relative[1])
-        findings.add(names[2], after.coverage, "neither", before.coverage)
+        findings.add(error, after.errors, "lower", before.errors)
+        findings.add(
+            relative_error,
+            after.errors / contrast(edit.after.images),
+            "lower",
+            before.errors / contrast(edit.before.images),
+        )
+        findings.add(change_error, change.errors, "lower")
+        findings.add(coverage, after.coverage, "neither", before.coverage)
 
 
 def _colours(findings: _Findings, before: Tensor, after: Tensor) -> None:
@@ -262,5 +268,6 @@ def _colours(findings: _Findings, before: Tensor, after: Tensor) -> None:
     spread, source_spread = (torch.tensor([circular_deviation(each)]) for each in (hues, source_hues))
     findings.add("hue_spread", spread, "neither", source_spread, unit="degrees")
     findings.add("chroma", chroma, "neither", source_chroma)
+    findings.add("change", (after - before).abs().mean((1, 2, 3)), "neither")
     colours = torch.tensor([colour_spread(after)]), torch.tensor([colour_spread(before)])
     findings.add("colour_spread", colours[0], "neither", colours[1])

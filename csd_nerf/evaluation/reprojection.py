@@ -6,6 +6,7 @@ are OpenGL's, as in nerfstudio: x right, y up, looking along -z. Depths are alon
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,7 +106,7 @@ def reprojection_error(
 
     It is 0 for a scene whose colours do not depend on the view, up to the interpolation; what a real scene
     has of it (reflections, errors of the depth) shows in the unedited scene's own figure. An edit that
-    lowers contrast lowers it too: see `contrast`.
+    lowers contrast or detail lowers it too: see `contrast` and `change_of`.
 
     Args:
         views: pictures and geometry.
@@ -119,6 +120,20 @@ def reprojection_error(
         errors.append(difference[known].mean())
         coverage.append(known.float().mean())
     return Reprojection(torch.stack(errors), torch.stack(coverage))
+
+
+def change_of(before: Views, after: Views) -> Views:
+    """What an edit changed in each view: `after - before`, -1..1, with the geometry of the scene before.
+
+    The reprojection error of the change is 0 where all views change a point alike, also on a scene whose
+    own colours depend on the view. It compares the same pixels whatever the edit, so that edits of one scene
+    can be compared with each other.
+
+    Args:
+        before: of the source scene.
+        after: of the edit, from the same cameras.
+    """
+    return dataclasses.replace(before, images=after.images - before.images)
 
 
 def contrast(images: Float[Tensor, "v 3 h w"]) -> Float[Tensor, ""]:

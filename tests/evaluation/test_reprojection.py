@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd_nerf.evaluation.reprojection import Views, axis_depth, contrast, reprojection_error, warp
+from csd_nerf.evaluation.reprojection import Views, axis_depth, change_of, contrast, reprojection_error, warp
+from csd_nerf.scenes.operators import TINT_HUES, tint
 from csd_nerf.scenes.still_life import look_at, orbit_cameras, render
 
 
@@ -118,6 +119,31 @@ def test_relative_error_is_that_of_the_source_for_a_paler_scene(still_life: View
     errors = [reprojection_error(each, STILL_LIFE_PAIRS).errors for each in (still_life, views)]
     torch.testing.assert_close(errors[1], 0.3 * errors[0])
     torch.testing.assert_close(errors[1] / contrast(views.images), errors[0] / contrast(still_life.images))
+
+
+def test_ranks_the_source_before_its_exact_edit_before_edits_of_single_views(still_life: Views) -> None:
+    """In one scene, a point changes alike in all views; the edits of single views differ in their hue."""
+    pictures = {
+        "source": still_life.images,
+        "scene": tint(still_life.images, "cyan"),
+        "single": torch.stack([tint(still_life.images[i], hue) for i, hue in enumerate(list(TINT_HUES)[:3])]),
+    }
+    views = {name: dataclasses.replace(still_life, images=images) for name, images in pictures.items()}
+    errors = {
+        name: float(reprojection_error(change_of(still_life, edited), STILL_LIFE_PAIRS).errors.mean())
+        for name, edited in views.items()
+    }
+    assert 0 == errors["source"] < errors["scene"] < 0.1 * errors["single"]
+
+
+def test_a_view_dependence_of_the_scene_is_no_error_of_the_change(still_life: Views) -> None:
+    gains = torch.tensor([1.0, 0.8, 0.6]).reshape(3, 1, 1, 1)
+    glossy = dataclasses.replace(still_life, images=gains * still_life.images)
+    repainted = dataclasses.replace(
+        glossy, images=glossy.images + torch.tensor([0.2, 0.0, -0.1])[:, None, None]
+    )
+    own = reprojection_error(repainted, STILL_LIFE_PAIRS).errors
+    assert reprojection_error(change_of(glossy, repainted), STILL_LIFE_PAIRS).errors.max() < 1e-6 < own.min()
 
 
 def test_what_another_view_cannot_see_is_not_known() -> None:
