@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,20 +53,21 @@ class Evaluate:
         self.check()
         from rich.console import Console
 
-        from csd_nerf.evaluation.edited_run import open_edited_run
-        from csd_nerf.evaluation.evaluate import Settings, evaluate
-        from csd_nerf.evaluation.table import print_evaluation
-
         console = Console()
-        settings = Settings(
-            views=self.views,
-            size=self.size,
-            text=self.text,
-            source_text=self.source_text,
-            clip=self.clip,
-            download=self.download,
-        )
-        with console.status("opening the run") as status:
+        with warnings.catch_warnings(), console.status("opening the run") as status:
+            warnings.simplefilter("ignore")  # nerfstudio's and torch's about their own code, line after line
+            from csd_nerf.evaluation.edited_run import open_edited_run
+            from csd_nerf.evaluation.evaluate import Settings, evaluate
+            from csd_nerf.evaluation.table import print_evaluation
+
+            settings = Settings(
+                views=self.views,
+                size=self.size,
+                text=self.text,
+                source_text=self.source_text,
+                clip=self.clip,
+                download=self.download,
+            )
             run = open_edited_run(self.edit)
             evaluation = evaluate(run, settings, say=status.update)
         print_evaluation(evaluation, console)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,3 +98,19 @@ def source_checkpoint(config: Any) -> Path:
             hint="put the source run back where it was",
         )
     return source
+
+
+@contextmanager
+def source_scene(pipeline: BaseEditPipeline) -> Iterator[None]:
+    """Within it, the pipeline holds the scene before the edit.
+
+    Raises:
+        InputError: when that is gone.
+    """
+    source = source_checkpoint(pipeline.config)
+    edited = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
+    try:
+        pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
+        yield
+    finally:
+        pipeline.model.load_state_dict(edited)

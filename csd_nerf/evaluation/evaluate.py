@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 import csd_nerf
-from csd_nerf.evaluation.edited_run import EditedRun, source_checkpoint
+from csd_nerf.evaluation.edited_run import EditedRun, source_scene
 from csd_nerf.evaluation.figures import Evaluation
 from csd_nerf.evaluation.measure import DrawnEdit, KnownEdit, load_networks, measure
 from csd_nerf.evaluation.pixels import psnr
@@ -25,7 +24,6 @@ from csd_nerf.evaluation.weights import CLIP
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.cost import read_cost
 from csd_nerf.nerf.pipeline import EditPipelineConfig
-from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.nerf.views import view_size
 from csd_nerf.scenes.operators import answers_to
 
@@ -156,22 +154,6 @@ def draw_edit(pipeline: BaseEditPipeline, settings: Settings, say: Say) -> Drawi
         text=text,
     )
     return Drawing(edit, viewpoints, manager.eval_names(indices))
-
-
-@contextmanager
-def source_scene(pipeline: BaseEditPipeline) -> Iterator[None]:
-    """Within it, the pipeline holds the scene before the edit.
-
-    Raises:
-        InputError: when that is gone.
-    """
-    source = source_checkpoint(pipeline.config)
-    edited = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
-    try:
-        pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
-        yield
-    finally:
-        pipeline.model.load_state_dict(edited)
 
 
 def nearest_answer(

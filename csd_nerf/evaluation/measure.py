@@ -266,7 +266,7 @@ def _colours(findings: _Findings, before: Tensor, after: Tensor) -> None:
     hues, chroma = hue_and_chroma(after)
     source_hues, source_chroma = hue_and_chroma(before)
     spread, source_spread = (torch.tensor([circular_deviation(each)]) for each in (hues, source_hues))
-    findings.add("hue_spread", spread, "neither", source_spread, unit="degrees")
+    findings.add("hue_deviation", spread, "neither", source_spread, unit="degrees")
     findings.add("chroma", chroma, "neither", source_chroma)
     findings.add("change", (after - before).abs().mean((1, 2, 3)), "neither")
     colours = torch.tensor([colour_spread(after)]), torch.tensor([colour_spread(before)])
