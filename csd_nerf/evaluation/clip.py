@@ -126,7 +126,7 @@ def load_clip(repository: str = CLIP, *, device: torch.device | str, download: b
     from transformers import CLIPModel, CLIPTokenizer
 
     try:
-        model = CLIPModel.from_pretrained(repository, local_files_only=not download)
+        model: Any = CLIPModel.from_pretrained(repository, local_files_only=not download)
         tokenizer = CLIPTokenizer.from_pretrained(repository, local_files_only=not download)
     except OSError as error:
         raise weights_absent(repository, error) from error

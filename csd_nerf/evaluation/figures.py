@@ -23,8 +23,8 @@ class Figure:
         after: mean over views, or pairs of views, of the edited scene.
         better: which way an edit is better; `neither` for figures that only describe it.
         before: the same of the source scene, where that means something.
-        deviation: standard deviation of `after` over the views; None where it is one figure for all.
-        count: of views or pairs measured.
+        deviation: standard deviation of `after` over the views; None where there is a single value.
+        count: of views or pairs measured; 1 for a figure of the views as a whole.
         unit: empty for pure numbers.
         network: the model that measured, with its pretraining; empty where none did.
     """
@@ -93,7 +93,7 @@ def summarize(
         after=mean,
         better=better,
         before=None if before is None else _mean([value for value in before if math.isfinite(value)]),
-        deviation=math.sqrt(_mean([(value - mean) ** 2 for value in values])),
+        deviation=math.sqrt(_mean([(value - mean) ** 2 for value in values])) if len(values) > 1 else None,
         count=len(values),
         unit=unit,
         network=network,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,9 @@ def load_dino(
     from transformers import ViTModel
 
     try:
-        model = ViTModel.from_pretrained(repository, local_files_only=not download, add_pooling_layer=False)
+        model: Any = ViTModel.from_pretrained(
+            repository, local_files_only=not download, add_pooling_layer=False
+        )
     except OSError as error:
         raise weights_absent(repository, error) from error
     model = model.to(device).eval()

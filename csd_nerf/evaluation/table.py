@@ -59,7 +59,7 @@ def _row(figure: Figure) -> tuple[str, ...]:
         ARROWS[figure.better],
         "" if figure.before is None else _number(figure.before),
         _number(figure.after),
-        "" if figure.count < 2 or figure.deviation is None else _number(figure.deviation),
+        "" if figure.deviation is None else _number(figure.deviation),
         str(figure.count),
         figure.unit,
     )
