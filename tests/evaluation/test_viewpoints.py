@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -15,9 +16,7 @@ from csd_nerf.scenes.still_life import look_at
 def ring(degrees: list[float]) -> Cameras:
     """Cameras at these angles of a circle, looking at its middle through a lens that distorts."""
     eyes = [(2 * math.cos(math.radians(angle)), 2 * math.sin(math.radians(angle)), 0.0) for angle in degrees]
-    poses = torch.stack(
-        [torch.from_numpy(look_at(torch.tensor(e).numpy(), torch.zeros(3).numpy())) for e in eyes]
-    )
+    poses = torch.stack([torch.from_numpy(look_at(np.array(eye), np.zeros(3))) for eye in eyes])
     return Cameras(
         poses.float(), fx=50.0, fy=50.0, cx=20.0, cy=20.0, height=40, width=40,
         distortion_params=torch.full((len(eyes), 6), 0.1),
