@@ -15,6 +15,7 @@ import csd_nerf.nerf.methods  # noqa: F401 - lets torch load what checkpoints ho
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.rendering import holding
 from csd_nerf.nerf.runs import find_run, read_checkpoint
 from csd_nerf.nerf.trainer import EditTrainerConfig
 
@@ -108,9 +109,6 @@ def source_scene(pipeline: BaseEditPipeline) -> Iterator[None]:
         InputError: when that is gone.
     """
     source = source_checkpoint(pipeline.config)
-    edited = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
-    try:
+    with holding(pipeline.model, pipeline.model.state_dict()):
         pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
         yield
-    finally:
-        pipeline.model.load_state_dict(edited)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class DrawnEdit:
 class Networks:
     """The networks that some metrics need: loaded, or why they are not."""
 
-    lpips: Callable[[Tensor, Tensor], Tensor] | Unavailable
+    lpips: Any  # of `load_lpips`, or Unavailable
     dino: Callable[[Tensor], Tensor] | Unavailable
     clip: Clip | Unavailable
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from csd_nerf.evaluation.weights import Unavailable, first_line
+from csd_nerf.errors import InputError
+from csd_nerf.evaluation.weights import Unavailable
 
 Images = Float[Tensor, "views 3 height width"]
 PerView = Float[Tensor, " views"]
@@ -59,7 +59,7 @@ def ssim(images: Images, reference: Images) -> PerView:
 
 
 @torch.no_grad()
-def lpips(network: Callable[[Tensor, Tensor], Tensor], images: Images, reference: Images) -> PerView:
+def lpips(network: Any, images: Images, reference: Images) -> PerView:
     """Learned perceptual distance of each view, 0 for equal pictures (Zhang et al. 2018, equation 1).
 
     `sum_l mean_hw |w_l (y_l - y0_l)|^2` over the unit-normalised features y of five layers.
@@ -69,34 +69,31 @@ def lpips(network: Callable[[Tensor, Tensor], Tensor], images: Images, reference
         images: 0..1.
         reference: 0..1.
     """
-    pairs = zip(images.split(1), reference.split(1), strict=True)
-    return torch.stack([network(image.clamp(0, 1), other.clamp(0, 1)) for image, other in pairs])
+    device = next(network.parameters()).device
+    pairs = zip(images.to(device).split(1), reference.to(device).split(1), strict=True)
+    distances = [network(image.clamp(0, 1), other.clamp(0, 1), normalize=True) for image, other in pairs]
+    return torch.cat(distances).flatten().to(images.device)
 
 
-def load_lpips(device: torch.device | str, *, download: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """torchmetrics' LPIPS with AlexNet features.
+def load_lpips(device: torch.device | str, *, download: bool) -> Any:
+    """The network that `csd_nerf.lpips` loads, if it is there.
 
     Args:
         device: where it runs.
         download: fetch torchvision's AlexNet (233 MB) when it is not on this machine.
 
     Raises:
-        Unavailable: when the weights are not there, or cannot be fetched.
+        Unavailable: when the weights are not there, or cannot be fetched or read.
     """
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     from torchvision.models import AlexNet_Weights
 
+    from csd_nerf.lpips import load_lpips as load
+
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
+    hint = f"pass --download, or put torchvision's file at {file}"
     if not file.exists() and not download:
-        raise Unavailable(
-            f"no AlexNet weights on this machine ({file.name})",
-            f"pass --download, or put torchvision's file at {file}",
-        )
+        raise Unavailable(f"no AlexNet weights on this machine ({file.name})", hint)
     try:
-        network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise Unavailable(
-            f"AlexNet's weights cannot be read ({first_line(error)})",
-            f"put torchvision's file at {file}",
-        ) from error
-    return network.to(device).eval()
+        return load(device, hint=hint)
+    except InputError as error:
+        raise Unavailable(f"AlexNet's weights cannot be read ({error.got[:90]})", hint) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,11 +21,13 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         + (f"; known edit: {facts['known_edit']}" if facts["known_edit"] else ""),
         markup=False,
     )
-    table = Table("metric", "", "before", "after", "± views", "n", "unit")
-    for column in table.columns[2:6]:
-        column.justify = "right"
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("")
+    for heading in ("before", "after", "± views", "n"):
+        table.add_column(heading, justify="right")
     for figure in evaluation.figures.measured:
-        table.add_row(*_row(figure))
+        table.add_row(*map(Text, _row(figure)))
     console.print(table)
     for network in sorted({figure.network for figure in evaluation.figures.measured if figure.network}):
         console.print(f"measured with {network}", markup=False, highlight=False)
@@ -55,13 +58,12 @@ def _print_missing(evaluation: Evaluation, console: Console) -> None:
 
 def _row(figure: Figure) -> tuple[str, ...]:
     return (
-        figure.name,
+        f"{figure.name} [{figure.unit}]" if figure.unit else figure.name,
         ARROWS[figure.better],
         "" if figure.before is None else _number(figure.before),
         _number(figure.after),
         "" if figure.deviation is None else _number(figure.deviation),
         str(figure.count),
-        figure.unit,
     )
 
 
