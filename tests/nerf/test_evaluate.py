@@ -61,8 +61,9 @@ def test_an_edit_is_measured_without_weights_or_network(edit_run: Path, tmp_path
     for name in ("psnr_to_known_edit", "reprojection_error_short", "hue_deviation", "edge_correlation"):
         assert math.isfinite(figures[name]["after"])
         assert name in printed
-    # Four steps hardly change the scene: nearer to its source than to the night.
-    assert figures["psnr_to_source"]["after"] > figures["psnr_to_known_edit"]["after"] + 5
+    # Four steps go a long way on so small a scene.
+    assert figures["psnr_to_known_edit"]["after"] > figures["psnr_to_known_edit"]["before"] + 3
+    assert figures["chroma"]["before"] != figures["chroma"]["after"]
     assert figures["reprojection_error_long"]["before"] != figures["reprojection_error_long"]["after"]
     assert report["cost"]["unet_evaluations"] == 4 * 4 * 5  # steps, views, branches of CSD-Edit
     assert "80 U-Net evaluations" in printed and "unavailable: " in printed
