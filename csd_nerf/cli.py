@@ -16,9 +16,11 @@ from csd_nerf.demo.command import Demo
 from csd_nerf.editors.command import Image, Panorama
 from csd_nerf.editors.video_command import Video
 from csd_nerf.errors import exit_on_input_error
+from csd_nerf.evaluation.command import Evaluate
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": Demo,
+    "evaluate": Evaluate,
     "image": Image,
     "panorama": Panorama,
     "video": Video,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def load_lpips(device: torch.device | str, *, hint: str) -> Any:
 
     try:
         lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(
             "LPIPS cannot be computed: AlexNet's weights are not on this machine and cannot be fetched",
             expected="torchvision's alexnet-owt-7be5be79.pth in "

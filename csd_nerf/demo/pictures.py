@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from csd_nerf.errors import InputError, exit_on_input_error
+from csd_nerf.errors import exit_on_input_error
 
 FACTS = "facts.json"
 
@@ -52,23 +52,14 @@ def draw(options: DrawPictures) -> None:
         InputError: when the run is not an edit, or its source scene is gone.
     """
     import torch
-    from nerfstudio.utils.eval_utils import eval_setup
 
-    from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+    from csd_nerf.evaluation.edited_run import open_edited_run, source_scene
     from csd_nerf.nerf.pictures import save_png, save_video, sheet
-    from csd_nerf.nerf.runs import find_run, read_checkpoint
     from csd_nerf.nerf.views import turntable_cameras, view_size
+    from csd_nerf.scenes.operators import answers_to
 
-    find_run(options.run)
-    _, pipeline, _, _ = eval_setup(options.run / "config.yml", test_mode="test")
-    if not isinstance(pipeline, BaseEditPipeline) or pipeline.config.source_checkpoint is None:
-        raise InputError(
-            f"{options.run} is not an edit",
-            expected="a run of csd-edit or csd-edit-tiny",
-            got=type(pipeline).__name__,
-            hint="pass the folder that `ns-train csd-edit` wrote",
-        )
-    manager, source = pipeline.datamanager, pipeline.config.source_checkpoint
+    pipeline = open_edited_run(options.run).pipeline
+    manager = pipeline.datamanager
     captured = manager.train_dataset.cameras.to(pipeline.device)
     views, shown = manager.eval_cameras(*view_size(captured, options.size, 2), options.views)
     orbit = turntable_cameras(
@@ -83,17 +74,17 @@ def draw(options: DrawPictures) -> None:
 
     with torch.no_grad():
         after, after_orbit = pipeline.draw(views), list(frames())
-        pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
-        before, before_orbit = pipeline.draw(views), list(frames())
+        with source_scene(pipeline):
+            before, before_orbit = pipeline.draw(views), list(frames())
     rows = {"before": before, "after": after}
     facts: dict[str, Any] = {"prompt": pipeline.config.prompt, "views": len(before)}
-    if options.known_edits:
+    answers = list(answers_to(pipeline.config.prompt).values())
+    if options.known_edits and len(answers) == 1:
         photo_side = int(torch.minimum(captured.height, captured.width).min())
         photos = manager.eval_photos(shown, *view_size(captured, photo_side, 1))
-        truth = _true_edit(pipeline.config.prompt, photos.cpu())
-        if truth is not None:
-            facts["psnr"] = {name: round(_psnr(pictures, truth), 2) for name, pictures in rows.items()}
-            rows["truth"] = truth
+        truth = answers[0](photos.cpu())
+        facts["psnr"] = {name: round(_psnr(pictures, truth), 2) for name, pictures in rows.items()}
+        rows["truth"] = truth
     for name, pictures in rows.items():
         for number, picture in enumerate(pictures, start=1):
             save_png(picture.permute(1, 2, 0), options.output / f"{name}-{number}.png")
@@ -113,23 +104,13 @@ class _Progress:
         print(f"{self.done} ({100 * self.done / self.total:.2f}%)", flush=True)
 
 
-def _true_edit(prompt: str, photos: Any) -> Any:
-    """Photos (V, 3, H, W) under the operator whose instruction is the prompt; None if there is none."""
-    from csd_nerf.scenes.operators import OPERATORS
-
-    for operator in OPERATORS.values():
-        if operator.instruction == prompt:
-            return operator.apply(photos)
-    return None
-
-
 def _psnr(images: Any, target: Any) -> float:
     """Peak signal-to-noise ratio in dB, mean over pictures (V, 3, H, W) in 0..1, at the target's size."""
     from torch.nn.functional import interpolate
 
-    images = interpolate(images, target.shape[-2:], mode="area")
-    errors = (images - target).square().flatten(1).mean(1)
-    return float((-10 * errors.clamp(min=1e-10).log10()).mean())
+    from csd_nerf.evaluation.pixels import psnr
+
+    return float(psnr(interpolate(images, target.shape[-2:], mode="area"), target).mean())
 
 
 if __name__ == "__main__":

@@ -237,6 +237,26 @@ class BaseEditPipeline(PromptedPipeline):
             raise RuntimeError("begin_edit comes before the first step")
         return self._edit
 
+    # ---------------------------------------------------------------- evaluation
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, Any]:
+        """nerfstudio's metrics against the photos and, of a finished edit, those of `csd-nerf evaluate`.
+
+        The latter are named `edit_...`, and `edit_..._before` for the scene before the edit. They are left
+        out when the source scene is gone, and while the edit runs.
+        """
+        metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
+        if self._edit is None:
+            from csd_nerf.evaluation.evaluate import edit_figures  # pulls in torchmetrics and transformers
+
+            try:
+                metrics |= edit_figures(self)
+            except InputError as error:
+                CONSOLE.print(f"[bold yellow]Only nerfstudio's own metrics: {error.problem}.")
+        return metrics
+
     # ---------------------------------------------------------------- pictures
 
     @torch.no_grad()

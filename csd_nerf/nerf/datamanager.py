@@ -95,6 +95,10 @@ class EditDataManager(SceneDataManager):
         """Photos (V, 3, height, width), 0..1, of cameras that `eval_cameras` chose."""
         return self._photos(self._shown, indices, height, width)
 
+    def eval_names(self, indices: Sequence[int]) -> list[str]:
+        """File names of the photos of cameras that `eval_cameras` chose."""
+        return [self._shown.image_filenames[index].name for index in indices]
+
     @property
     def _shown(self) -> InputDataset:
         return self.eval_dataset if len(self.eval_dataset) else self.train_dataset

@@ -112,7 +112,21 @@ def _read_config(folder: Path) -> TrainerConfig | None:
             got=type(config).__name__,
             hint="pass the folder of a run trained with ns-train",
         )
+    _add_new_settings(config)
     return config
+
+
+def _add_new_settings(config: Any) -> None:
+    """Give the configuration of a run by an earlier version the settings that came since, at their defaults.
+
+    Those with a plain default have it already, from their class.
+    """
+    for field in dataclasses.fields(config):
+        if field.default_factory is not dataclasses.MISSING and not hasattr(config, field.name):
+            setattr(config, field.name, field.default_factory())
+        value = getattr(config, field.name, None)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            _add_new_settings(value)
 
 
 def adopt(given: Config, default: Config, saved: object) -> Config:

@@ -19,6 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, exit_on_input_error, is_out_of_memory
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig
+from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.prompted import PromptedPipelineConfig, require
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
@@ -316,6 +317,7 @@ class PromptedTrainer(SceneTrainer):
     def setup(self, test_mode: Any = "val") -> None:
         """Build the pipeline and load what is to be gone on from."""
         self._skipped_in_a_row = 0
+        self._meter: CostMeter | None = None
         super().setup(test_mode)
 
     def train(self) -> None:
@@ -334,10 +336,19 @@ class PromptedTrainer(SceneTrainer):
             return
         # The parent's number is of steps still to do; the progress display was set up with the total.
         self.config = dataclasses.replace(total, max_num_iterations=remaining)
+        self._meter = self._start_meter()
         try:
             super().train()
         finally:
             self.config = total
+
+    def _start_meter(self) -> CostMeter | None:
+        """Counts on from the run that is continued; None where that did not count from its beginning."""
+        checkpoint = self.config.load_checkpoint
+        if not self._start_step or checkpoint is None:
+            return CostMeter(NOTHING, self.device)
+        earlier = read_cost(checkpoint.parent.parent)
+        return CostMeter(earlier, self.device) if earlier is not None else None
 
     def train_iteration(self, step: int) -> Any:
         """The parent's step; skipped when a residual is not finite, explained when memory runs out."""
@@ -382,6 +393,9 @@ class PromptedTrainer(SceneTrainer):
             self.checkpoint_dir.rmdir()
         finally:
             self.checkpoint_dir = folder
+        if self._meter is not None:
+            evaluations = self.pipeline.unet_evaluations
+            write_cost(self.base_dir, self._meter.total(steps=step + 1, unet_evaluations=evaluations))
         if self.config.save_only_latest_checkpoint:
             for older in folder.glob("step-*.ckpt"):
                 if older.name != name:

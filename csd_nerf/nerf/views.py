@@ -134,7 +134,7 @@ def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) ->
     """
     positions = cameras.camera_to_worlds[:, :3, 3]
     forward = -cameras.camera_to_worlds[:, :3, 2]
-    target = _closest_point(positions, forward)
+    target = closest_point(positions, forward)
     up = torch.tensor([0.0, 0.0, 1.0], device=positions.device)
     offset = positions - target
     radius = offset[:, :2].norm(dim=1).median()
@@ -165,7 +165,7 @@ def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) ->
     ).to(positions.device)
 
 
-def _closest_point(origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, " 3"]:
+def closest_point(origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, " 3"]:
     """The point nearest to all viewing axes, in the least-squares sense."""
     directions = F.normalize(directions, dim=1)
     across = torch.eye(3, device=origins.device) - directions[:, :, None] * directions[:, None, :]

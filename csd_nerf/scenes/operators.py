@@ -168,6 +168,19 @@ TINTS: dict[str, Callable[[Tensor], Tensor]] = {name: partial(tint, hue_name=nam
 """The four right answers to `TINT_INSTRUCTION` by name of the hue."""
 
 
+def answers_to(instruction: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The right answers to an instruction, by name: none, one, or for an ambiguous one several.
+
+    >>> list(answers_to("make it night")), len(answers_to(TINT_INSTRUCTION)), answers_to("make it better")
+    (['night'], 4, {})
+    """
+    if instruction == TINT_INSTRUCTION:
+        return dict(TINTS)
+    return {
+        name: operator.apply for name, operator in OPERATORS.items() if operator.instruction == instruction
+    }
+
+
 def _rgb(like: Tensor, red: float, green: float, blue: float) -> Tensor:
     return like.new_tensor((red, green, blue)).reshape(3, 1, 1)
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nerf_runs import make_config, run
+from nerf_runs import make_config, make_edit_config, run
 
-from csd_nerf.nerf.methods import METHODS
 from csd_nerf.scenes.dataset import write_dataset
 
 
@@ -37,19 +36,6 @@ def edit_config(scene_run: Path, tmp_path: Path) -> Any:
     """Makes configurations of a small edit of that scene."""
 
     def make(method: str = "csd-edit-tiny", **changes: Any) -> Any:
-        settings = {
-            "load_dir": scene_run,
-            "prompt": "make it night",
-            "max_num_iterations": 4,
-            "timestamp": "edit",
-            "pipeline__render_size": 32,
-            "pipeline__picture_size": 32,
-            "pipeline__picture_views": 2,
-            "pipeline__turntable_frames": 2,
-        }
-        if hasattr(METHODS[method].pipeline, "rays_per_chunk"):
-            settings["pipeline__rays_per_chunk"] = 1024
-        data = changes.pop("data", None)
-        return make_config(method, tmp_path, data, **{**settings, **changes})
+        return make_edit_config(method, tmp_path, scene_run, **changes)
 
     return make

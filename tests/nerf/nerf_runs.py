@@ -46,3 +46,21 @@ def make_config(method: str, output: Path, data: Path | None, **changes: Any) ->
             owner = getattr(owner, part)
         setattr(owner, target, value)
     return config
+
+
+def make_edit_config(method: str, output: Path, scene_run: Path, **changes: Any) -> Any:
+    """The configuration of a small edit of a scene, with some settings changed."""
+    settings = {
+        "load_dir": scene_run,
+        "prompt": "make it night",
+        "max_num_iterations": 4,
+        "timestamp": "edit",
+        "pipeline__render_size": 32,
+        "pipeline__picture_size": 32,
+        "pipeline__picture_views": 2,
+        "pipeline__turntable_frames": 2,
+    }
+    if hasattr(METHODS[method].pipeline, "rays_per_chunk"):
+        settings["pipeline__rays_per_chunk"] = 1024
+    data = changes.pop("data", None)
+    return make_config(method, output, data, **{**settings, **changes})

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from csd_nerf.distillation.objective import ObjectiveConfig
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.runs import adopt, find_run
@@ -43,6 +46,18 @@ def test_a_config_that_cannot_be_read_is_refused(scene_run: Path, tmp_path: Path
     (tmp_path / "run" / "config.yml").write_text("!!python/object:no.such.Class {}")
     with pytest.raises(InputError, match=r"config\.yml cannot be read"):
         find_run(tmp_path / "run")
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults_of_what_came_since(
+    scene_run: Path, tmp_path: Path
+) -> None:
+    config = copy.deepcopy(METHODS["csd-edit-tiny"])
+    del config.pipeline.region, config.pipeline.objective.text_guidance
+    shutil.copytree(scene_run, tmp_path / "run")
+    (tmp_path / "run" / "config.yml").write_text(yaml.dump(config))
+    opened: Any = find_run(tmp_path / "run").config
+    assert opened.pipeline.region == METHODS["csd-edit-tiny"].pipeline.region
+    assert opened.pipeline.objective.text_guidance == ObjectiveConfig.text_guidance
 
 
 @dataclass

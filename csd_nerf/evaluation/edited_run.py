@@ -1,0 +1,114 @@
+"""Opening an edited run: the scene after its edit, and the scene before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imported before it
+import torch
+
+import csd_nerf.nerf.methods  # noqa: F401 - lets torch load what checkpoints hold beside tensors
+from csd_nerf.errors import InputError
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.rendering import holding
+from csd_nerf.nerf.runs import find_run, read_checkpoint
+from csd_nerf.nerf.trainer import EditTrainerConfig
+
+
+@dataclass(frozen=True)
+class EditedRun:
+    """An edit on disk, loaded.
+
+    Attributes:
+        folder: of the run.
+        method: its name, such as `csd-edit`.
+        checkpoint: what was loaded.
+        steps: of the edit that the checkpoint has seen.
+        seed: of the edit.
+        pipeline: holds the edited scene.
+    """
+
+    folder: Path
+    method: str
+    checkpoint: Path
+    steps: int
+    seed: int
+    pipeline: BaseEditPipeline
+
+
+def open_edited_run(path: Path) -> EditedRun:
+    """Load the newest whole checkpoint of an edit. No diffusion model is loaded.
+
+    Args:
+        path: its run folder, config.yml, folder of checkpoints, or one checkpoint.
+
+    Raises:
+        InputError: when that is no run, has no checkpoint, is a scene and not an edit, or lacks its dataset
+            or the scene it was made from.
+    """
+    run = find_run(path)
+    folder = run.checkpoint.parent.parent
+    config: Any = run.config
+    if not isinstance(config, EditTrainerConfig):
+        raise InputError(
+            f"{folder} is not an edit",
+            expected="a run of csd-edit, csd-edit-tiny or another editing method",
+            got="checkpoints without a config.yml" if config is None else f"a run of {config.method_name}",
+            hint="edit the scene first: `ns-train csd-edit --load-dir SCENE_RUN --prompt ...`, and pass the "
+            "folder it prints",
+        )
+    manager = config.pipeline.datamanager
+    check_dataset(config.data or manager.data or manager.dataparser.data, manager.dataparser)
+    source_checkpoint(config.pipeline)
+    loaded = read_checkpoint(run.checkpoint)
+    pipeline = config.pipeline.setup(
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), test_mode="test"
+    )
+    pipeline.load_pipeline(loaded["pipeline"], loaded["step"])
+    pipeline.eval()
+    return EditedRun(
+        folder=folder,
+        method=str(config.method_name),
+        checkpoint=run.checkpoint,
+        steps=loaded["step"] + 1,
+        seed=config.machine.seed,
+        pipeline=pipeline,
+    )
+
+
+def source_checkpoint(config: Any) -> Path:
+    """The checkpoint of the scene before the edit.
+
+    Args:
+        config: of the edit's pipeline.
+
+    Raises:
+        InputError: when it is gone.
+    """
+    source = config.source_checkpoint
+    if source is None or not source.exists():
+        raise InputError(
+            "the scene that this edit started from is gone",
+            expected=f"{source}, to compare the edit with",
+            got="no such file",
+            hint="put the source run back where it was",
+        )
+    return source
+
+
+@contextmanager
+def source_scene(pipeline: BaseEditPipeline) -> Iterator[None]:
+    """Within it, the pipeline holds the scene before the edit.
+
+    Raises:
+        InputError: when that is gone.
+    """
+    source = source_checkpoint(pipeline.config)
+    with holding(pipeline.model, pipeline.model.state_dict()):
+        pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
+        yield

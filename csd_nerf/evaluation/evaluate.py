@@ -1,0 +1,216 @@
+"""The evaluation of one edited run: draw the scene before and after its edit, and measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+import csd_nerf
+from csd_nerf.evaluation.edited_run import EditedRun, source_scene
+from csd_nerf.evaluation.figures import Evaluation
+from csd_nerf.evaluation.measure import DrawnEdit, KnownEdit, load_networks, measure
+from csd_nerf.evaluation.pixels import psnr
+from csd_nerf.evaluation.renders import render_with_depth
+from csd_nerf.evaluation.reprojection import TOLERANCE
+from csd_nerf.evaluation.viewpoints import Viewpoints, choose_viewpoints
+from csd_nerf.evaluation.weights import CLIP
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+from csd_nerf.nerf.cost import read_cost
+from csd_nerf.nerf.pipeline import EditPipelineConfig
+from csd_nerf.nerf.views import view_size
+from csd_nerf.scenes.operators import answers_to
+
+Say = Callable[[str], None]
+"""Takes what is being done now, for a display."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to evaluate.
+
+    Attributes:
+        views: evaluation cameras, spread over the evaluation split; fewer when it is smaller.
+        size: short side of the views in pixels; None takes the edit's `picture_size`.
+        text, source_text: descriptions of the scene after and before the edit, for CLIP. Empty takes those
+            of an edit that was itself asked for with descriptions.
+        clip: hub id or folder.
+        download: fetch weights that are not on this machine.
+    """
+
+    views: int = 12
+    size: int | None = None
+    text: str = ""
+    source_text: str = ""
+    clip: str = CLIP
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An edit drawn from its evaluation cameras and their neighbours.
+
+    Attributes:
+        edit: what is measured.
+        viewpoints: the cameras.
+        names: of the evaluation photos' files.
+    """
+
+    edit: DrawnEdit
+    viewpoints: Viewpoints
+    names: list[str]
+
+
+def evaluate(run: EditedRun, settings: Settings, say: Say) -> Evaluation:
+    """Measure an edited run. No diffusion model is loaded.
+
+    Args:
+        run: of `open_edited_run`.
+        settings: how.
+        say: for a display.
+    """
+    drawing = draw_edit(run.pipeline, settings, say)
+    say("measuring")
+    networks = load_networks(run.pipeline.device, clip=settings.clip, download=settings.download)
+    cost = read_cost(run.folder)
+    return Evaluation(
+        facts={**_run_facts(run), **_view_facts(drawing), "versions": versions()},
+        figures=measure(drawing.edit, networks),
+        cost=dataclasses.asdict(cost) if cost else None,
+    )
+
+
+def edit_figures(pipeline: BaseEditPipeline) -> dict[str, float]:
+    """The figures of a loaded edit under the usual settings, in the form of nerfstudio's metrics.
+
+    What is unavailable is said and left out.
+
+    Raises:
+        InputError: when the scene that the edit started from is gone.
+    """
+    settings = Settings()
+    drawing = draw_edit(pipeline, settings, CONSOLE.print)
+    networks = load_networks(pipeline.device, clip=settings.clip, download=settings.download)
+    figures = measure(drawing.edit, networks)
+    for missing in figures.missing:
+        CONSOLE.print(f"unavailable: {missing.name}: {missing.reason}", markup=False, highlight=False)
+    flat = {f"edit_{figure.name}": figure.after for figure in figures.measured}
+    before = {
+        f"edit_{figure.name}_before": figure.before
+        for figure in figures.measured
+        if figure.before is not None
+    }
+    return flat | before
+
+
+def draw_edit(pipeline: BaseEditPipeline, settings: Settings, say: Say) -> Drawing:
+    """Draw the edited scene, and the scene it was made from.
+
+    Args:
+        pipeline: with the edited scene loaded, as it is again afterwards.
+        settings: views, size and descriptions.
+        say: for a display.
+
+    Raises:
+        InputError: when the source scene is gone.
+    """
+    manager, config = pipeline.datamanager, pipeline.config
+    size = view_size(manager.train_dataset.cameras, settings.size or config.picture_size, 1)
+    cameras, indices = manager.eval_cameras(*size, settings.views)
+    viewpoints = choose_viewpoints(cameras, manager.train_cameras(*size))
+    answers = answers_to(pipeline.prompt.value)
+    # Photos have the lens's distortion: what is compared with them is drawn with it, by `pipeline.draw`.
+    count = len(viewpoints.cameras) + (len(cameras) if answers else 0)
+
+    say(f"drawing the edited scene, {count} views")
+    after = render_with_depth(pipeline.model, viewpoints.cameras)
+    edited = pipeline.draw(cameras) if answers else None
+    say(f"drawing the scene before the edit, {count} views")
+    with source_scene(pipeline):
+        before = render_with_depth(pipeline.model, viewpoints.cameras)
+        unedited = pipeline.draw(cameras) if answers else None
+    known = None
+    if edited is not None and unedited is not None:
+        photos = manager.eval_photos(indices, *size).cpu()
+        known = nearest_answer(answers, photos, unedited, edited)
+
+    text, source_text = settings.text, settings.source_text
+    if isinstance(config, EditPipelineConfig) and config.source_prompt:
+        text, source_text = text or pipeline.prompt.value, source_text or config.source_prompt
+    edit = DrawnEdit(
+        before=before,
+        after=after,
+        count=viewpoints.count,
+        short=viewpoints.short,
+        long=viewpoints.long,
+        known=known,
+        source_text=source_text,
+        text=text,
+    )
+    return Drawing(edit, viewpoints, manager.eval_names(indices))
+
+
+def nearest_answer(
+    answers: Mapping[str, Callable[[Tensor], Tensor]], photos: Tensor, before: Tensor, after: Tensor
+) -> KnownEdit:
+    """Of several right answers to an ambiguous instruction, the one that the edit is nearest to.
+
+    One answer for all views: half of them red and half of them cyan is not a right answer.
+
+    Args:
+        answers: operators by name, at least one.
+        photos: (E, 3, H, W), 0..1, of the evaluation views.
+        before: renders of the source scene from the same cameras.
+        after: renders of the edited scene.
+    """
+    pictures = {name: apply(photos) for name, apply in answers.items()}
+    name = max(pictures, key=lambda name: float(psnr(after, pictures[name]).mean()))
+    return KnownEdit(name, pictures[name], before, after)
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that the figures depend on."""
+    packages = ("nerfstudio", "torch", "torchvision", "torchmetrics", "transformers")
+    return {
+        "csd_nerf": csd_nerf.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _run_facts(run: EditedRun) -> dict[str, Any]:
+    pipeline = run.pipeline
+    return {
+        "run": str(run.folder),
+        "method": run.method,
+        "prompt": pipeline.prompt.value,
+        "prior": pipeline.config.prior,
+        "seed": run.seed,
+        "steps": run.steps,
+        "checkpoint": run.checkpoint.name,
+        "source": str(pipeline.config.source_checkpoint),
+    }
+
+
+def _view_facts(drawing: Drawing) -> dict[str, Any]:
+    edit, viewpoints = drawing.edit, drawing.viewpoints
+    height, width = edit.after.images.shape[-2:]
+    return {
+        "known_edit": edit.known.name if edit.known else None,
+        "text": edit.text,
+        "source_text": edit.source_text,
+        "views": {
+            "photos": drawing.names,
+            "height": height,
+            "width": width,
+            "short_baseline_degrees": [round(angle, 2) for angle in viewpoints.short.degrees],
+            "long_baseline_degrees": [round(angle, 2) for angle in viewpoints.long.degrees],
+            "depth_tolerance": TOLERANCE,
+        },
+    }

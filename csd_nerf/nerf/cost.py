@@ -1,0 +1,95 @@
+"""What an edit has cost so far, kept as `cost.json` in its run folder, over all its resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FILE = "cost.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of an edit up to its newest checkpoint.
+
+    Attributes:
+        steps: done.
+        unet_evaluations: rows that the U-Net has evaluated.
+        seconds: wall time of the steps, pictures and checkpoints on the way and pauses included; without
+            start-up, final pictures and turntable.
+        peak_memory_mib: most memory in use at a time, in MiB: of torch's tensors on a GPU, of the whole
+            process on a CPU. None where the system does not tell.
+        device: the GPU's name, or `cpu`.
+    """
+
+    steps: int
+    unet_evaluations: int
+    seconds: float
+    peak_memory_mib: float | None
+    device: str
+
+
+NOTHING = Cost(steps=0, unet_evaluations=0, seconds=0.0, peak_memory_mib=None, device="cpu")
+"""Of an edit that has not begun."""
+
+
+class CostMeter:
+    """Counts on from what an edit had cost before this process.
+
+    Args:
+        earlier: `NOTHING`, or what the run that is continued had cost.
+        device: of the edit.
+    """
+
+    def __init__(self, earlier: Cost, device: torch.device | str) -> None:
+        self._earlier = earlier
+        self._device = torch.device(device)
+        self._began = time.monotonic()
+
+    def total(self, *, steps: int, unet_evaluations: int) -> Cost:
+        """The cost up to now.
+
+        Args:
+            steps: of the whole edit.
+            unet_evaluations: of the whole edit.
+        """
+        peaks = [self._earlier.peak_memory_mib, _peak_memory_mib(self._device)]
+        on_gpu = self._device.type == "cuda"
+        return Cost(
+            steps=steps,
+            unet_evaluations=unet_evaluations,
+            seconds=round(self._earlier.seconds + time.monotonic() - self._began, 2),
+            peak_memory_mib=max((round(peak, 1) for peak in peaks if peak is not None), default=None),
+            device=torch.cuda.get_device_name(self._device) if on_gpu else self._device.type,
+        )
+
+
+def write_cost(folder: Path, cost: Cost) -> None:
+    """Write `cost.json` into a run folder, whole or not at all."""
+    partial = folder / f".{FILE}"
+    partial.write_text(json.dumps(dataclasses.asdict(cost), indent=1) + "\n", encoding="utf8")
+    os.replace(partial, folder / FILE)
+
+
+def read_cost(folder: Path) -> Cost | None:
+    """What `cost.json` in a run folder says; None when the edit was made without one."""
+    file = folder / FILE
+    return Cost(**json.loads(file.read_text(encoding="utf8"))) if file.exists() else None
+
+
+def _peak_memory_mib(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
