@@ -16,6 +16,7 @@ from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber
 from torch import Tensor
 from torch.nn import Parameter
 
+from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running, require_at_least_one
