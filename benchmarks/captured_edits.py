@@ -3,6 +3,8 @@
     python benchmarks/captured_edits.py --out results/bear            # the scene `bear`, two CPU cores
     python benchmarks/captured_edits.py --out results/bear --method in2n-baseline --edits night
 
+    python benchmarks/captured_edits.py --out results/bear --method cds-edit --text-guidance 7.5
+
 For each instruction the exact operator (`csd_nerf.scenes.operators`) of the evaluation photos is the
 answer; the gain is the rise in PSNR of the evaluation renders towards it. The painting has no exact
 operator: for it the table has the distance of the colour statistics to those of painted pictures.
@@ -26,10 +28,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from csd_nerf.evaluation.structure import edge_correlation  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
 from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
 from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
 from csd_nerf.scenes.operators import (  # noqa: E402
+    CAPTIONS,
     OPERATORS,
     PAINTING_INSTRUCTION,
     TINT_INSTRUCTION,
@@ -42,6 +46,13 @@ TINY_SCENE: Any = METHODS["csd-nerfacto-tiny"]
 SHARED = shared_folder()
 
 
+Method = Literal[
+    "csd-edit-tiny", "csd-edit", "csd-edit-dataset", "in2n-baseline",
+    "dds-edit", "cds-edit", "pds-edit", "sds-edit",
+]  # fmt: skip
+CAPTIONED = ("dds-edit", "cds-edit", "pds-edit", "sds-edit")
+
+
 @dataclass
 class Options:
     """What to run."""
@@ -50,12 +61,12 @@ class Options:
     """Folder for runs, pictures and results.json."""
     data: Path = SHARED / "data" / "scenes" / "bear"
     """A captured scene."""
-    method: Literal["csd-edit-tiny", "csd-edit", "csd-edit-dataset", "in2n-baseline"] = "csd-edit-tiny"
-    """How the scene is edited, by a method that takes instructions."""
+    method: Method = "csd-edit-tiny"
+    """How the scene is edited. Those of a text-to-image model are told captions of source and target."""
     edits: tuple[str, ...] = ("night", "winter", "autumn", "sketch", "sepia", "painting", "tint")
     """Which instructions."""
-    prior: str = "tiny-instruct"
-    """Which prior."""
+    prior: str | None = None
+    """Which prior; None is the method's own with the recipe."""
     scene_steps: int = TINY_SCENE.max_num_iterations
     """Training steps of the scene."""
     steps: int | None = None
@@ -84,16 +95,17 @@ def main(options: Options) -> None:
     for name in options.edits:
         run = options.out / name / options.method / "run"
         seconds = ns_train(
-            run, options, options.method, "--load-dir", str(scene), "--prompt", instruction(name),
+            run, options, options.method, "--load-dir", str(scene), *prompts(options, name),
             *edit_arguments(options),
         )  # fmt: skip
         photos, before, after = evaluation_views(run, options.size)
         results["scene"]["psnr"] = psnr(before, photos)
         results[name] = {
-            "instruction": instruction(name),
+            "prompt": prompts(options, name)[1],
             "seconds": seconds,
             "unet_evaluations": unet_evaluations(run),
             **measure(name, photos, before, after),
+            "edge_correlation": float(edge_correlation(after, before).mean()),
         }
         rows = [photos[:4], before[:4], after[:4]]
         if name in OPERATORS:
@@ -124,6 +136,13 @@ def edit_arguments(options: Options) -> list[str]:
 def unet_evaluations(run: Path) -> int:
     """Rows that went through the U-Net in an edit, from its last checkpoint."""
     return read_checkpoint(find_run(run).checkpoint)["pipeline"]["_extra_state"]["unet_evaluations"]
+
+
+def prompts(options: Options, name: str) -> list[str]:
+    """The arguments of `ns-train` that say what to change."""
+    if options.method in CAPTIONED:
+        return ["--prompt", CAPTIONS[name], "--pipeline.source-prompt", CAPTIONS["identity"]]
+    return ["--prompt", instruction(name)]
 
 
 def instruction(name: str) -> str:

@@ -28,22 +28,16 @@ from csd_nerf.distillation import DescentConfig, Objective, edit_latents, preset
 from csd_nerf.errors import exit_on_input_error  # noqa: E402
 from csd_nerf.priors import Prior, load_prior  # noqa: E402
 from csd_nerf.priors.control import ControlConfig  # noqa: E402
-from csd_nerf.scenes.operators import OPERATORS, TINTS  # noqa: E402
+from csd_nerf.scenes.operators import CAPTIONS, OPERATORS, TINTS  # noqa: E402
 from csd_nerf.scenes.still_life import orbit_cameras, render  # noqa: E402
 from training.depth import along_axis  # noqa: E402
 from training.photos import centre_square, held_out_photos, resized, scene_photos, shared_folder  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZE = 96
-CAPTIONS = {
-    "identity": "a photo",
-    "sketch": "a pencil sketch",
-    "sepia": "an old sepia photograph",
-    "night": "a photo at night",
-    "winter": "a photo in winter",
-    "autumn": "a photo in autumn",
-    "tint": "a photo in a vivid tint",
-}
+STYLES = [style for style in CAPTIONS if style != "painting"]
+"""Those with an exact operator; of the tint's four hues, cyan stands for all."""
+
 LEVELS = (300, 500, 700)
 """Timesteps of 1000."""
 
@@ -74,11 +68,12 @@ def recognition(prior: Prior, photos: Tensor) -> dict[str, float]:
     """Share of pictures of each style whose own caption predicts the noise best."""
     generator = torch.Generator().manual_seed(0)
     right = {}
-    for column, style in enumerate(CAPTIONS):
+    captions = [CAPTIONS[style] for style in STYLES]
+    for column, style in enumerate(STYLES):
         styled = TINTS["cyan"](photos) if style == "tint" else OPERATORS[style].apply(photos)
         latents, condition = prior.encode(styled), prior.condition(styled)
         noise = torch.randn(latents.shape, generator=generator).to(DEVICE)
-        errors = noise_errors(prior, latents, list(CAPTIONS.values()), condition, noise)
+        errors = noise_errors(prior, latents, captions, condition, noise)
         right[style] = (errors.argmin(1) == column).float().mean().item()
     return right
 
@@ -89,7 +84,7 @@ def delta_denoising(prior: Prior, photos: Tensor) -> dict[str, dict[str, float]]
     config.min_timestep, config.max_timestep = 0.02, DDS_MOST_NOISE
     source, condition = prior.encode(photos), prior.condition(photos)
     figures = {}
-    for style, caption in CAPTIONS.items():
+    for style in STYLES:
         if style in ("identity", "tint"):
             continue
         edited = edit_latents(
@@ -97,7 +92,7 @@ def delta_denoising(prior: Prior, photos: Tensor) -> dict[str, dict[str, float]]
             source,
             source,
             condition,
-            prompt=caption,
+            prompt=CAPTIONS[style],
             source_prompt=CAPTIONS["identity"],
             descent=DDS_DESCENT,
             generator=torch.Generator().manual_seed(0),

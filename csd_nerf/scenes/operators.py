@@ -164,6 +164,19 @@ OPERATORS: dict[str, Operator] = {
 }
 """The exact operators by name, each with its canonical instruction."""
 
+CAPTIONS: dict[str, str] = {
+    "sketch": "a pencil sketch",
+    "sepia": "an old sepia photograph",
+    "night": "a photo at night",
+    "winter": "a photo in winter",
+    "autumn": "a photo in autumn",
+    "identity": "a photo",
+    "painting": "a cubist painting",
+    "tint": "a photo in a vivid tint",
+}
+"""What a picture is once an edit has been made to it, in words for a text-to-image model; the identity's
+describes the source."""
+
 TINTS: dict[str, Callable[[Tensor], Tensor]] = {name: partial(tint, hue_name=name) for name in TINT_HUES}
 """The four right answers to `TINT_INSTRUCTION` by name of the hue."""
 
