@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.errors import InputError
+from csd_nerf.lpips import load_lpips
 
 
 class PatchLpips:
@@ -22,27 +22,17 @@ class PatchLpips:
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        try:
-            lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex")
-        except OSError as error:  # urllib's URLError is one
-            raise InputError(
-                "LPIPS cannot be computed: AlexNet's weights are not on this machine and cannot be fetched",
-                expected=f"a network, or alexnet-owt-7be5be79.pth in {torch.hub.get_dir()}/checkpoints",
-                got=str(error),
-                hint="train without it: --pipeline.lpips-weight 0 --pipeline.datamanager.patch-size 1",
-            ) from error
-        self._lpips = lpips.eval().requires_grad_(False).to(device)
+        self._net = load_lpips(
+            device, hint="train without it: --pipeline.lpips-weight 0 --pipeline.datamanager.patch-size 1"
+        )
 
     def __call__(
         self, rendered: Float[Tensor, "r 3"], colours: Float[Tensor, "r 3"], patch_size: int
     ) -> Tensor:
         """The mean LPIPS of patches, drawn as by `TrainingPictures.sample`; colours in 0..1."""
         with torch.autocast(rendered.device.type, enabled=False):
-            return self._lpips.net(
-                *(_patches(pixels.float().clamp(0, 1) * 2 - 1, patch_size) for pixels in (rendered, colours))
-            ).mean()
+            patches = (_patches(pixels.float().clamp(0, 1), patch_size) for pixels in (rendered, colours))
+            return self._net(*patches, normalize=True).mean()
 
 
 def _patches(pixels: Float[Tensor, "r 3"], size: int) -> Float[Tensor, "m 3 size size"]:
