@@ -1,9 +1,9 @@
 """Does an edited clip flicker, and do its frames agree on one answer to an ambiguous instruction?
 
-Whole clips are edited in three ways: frame by frame with diffusers' own InstructPix2Pix pipeline (the same
-noise for every frame, which favours it), by CSD-Edit with independent scores, and by CSD-Edit with SVGD; the
-last two differ in nothing but the transport. Two instructions: a fixed one, and an ambiguous one with four
-right answers. Reported are, for every clip:
+Whole clips are edited frame by frame with diffusers' own InstructPix2Pix pipeline, with noise of its own for
+each frame, as the pipeline draws it, and with the same for all; by CSD-Edit with independent scores; and by
+CSD-Edit with SVGD. The last two differ in nothing but the transport. Two instructions: a fixed one, and an
+ambiguous one with four right answers. Reported are, for every clip:
 
 - warp error along the optical flow of the source (`csd_nerf.evaluation.consistency.warp_error`, times 1000);
 - hue deviation: circular standard deviation of the frames' mean hues, in degrees.
@@ -13,14 +13,12 @@ right answers. Reported are, for every clip:
 
 Leaves `video_consistency.json`, and for every edit a clip and a sheet of frames (the source's on top), in
 `--output`; what is in the JSON already is not done again. `--memory` measures instead how much the process
-grows while it edits the first clip, repeated to so many frames, each in a process of its own.
+grows while it edits the first clip, repeated to so many frames.
 """
 
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +42,8 @@ from csd_nerf.scenes.operators import TINT_INSTRUCTION, hue_and_chroma
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CSD_NERF_SHARED", REPOSITORY.parent / "shared"))
 SHEET_FRAMES = 8
+PIPELINE_BATCH = 8
+"""Frames at a time; each has its own noise and outcome all the same."""
 
 
 @dataclass
@@ -60,7 +60,12 @@ class Edit:
 FIXED = Edit("make it winter", text_guidance=3.5, max_timestep=0.6, steps=6, learning_rate=1.0)
 AMBIGUOUS = Edit(TINT_INSTRUCTION, text_guidance=7.5, max_timestep=0.98, steps=12, learning_rate=0.6)
 EDITS = {"ambiguous": AMBIGUOUS, "fixed": FIXED}
-WAYS = ("pipeline", "independent", "svgd")
+WAYS: tuple[Literal["pipeline", "same-noise", "independent", "svgd"], ...] = (
+    "pipeline",
+    "same-noise",
+    "independent",
+    "svgd",
+)
 
 
 @dataclass
@@ -69,6 +74,11 @@ class Settings:
 
     clips: tuple[Path, ...] = (SHARED / "data/video/wolf.mp4", SHARED / "data/video/car-turn.mp4")
     """Clips, all of whose frames are edited."""
+    edits: tuple[Literal["ambiguous", "fixed"], ...] = ("ambiguous", "fixed")
+    """Instructions."""
+    ways: tuple[Literal["pipeline", "same-noise", "independent", "svgd"], ...] = WAYS
+    """Ways to edit: the pipeline with noise of its own for each frame, and with one for all; CSD-Edit with
+    either transport."""
     prior: str = "tiny-instruct"
     """An InstructPix2Pix: bundled name or folder."""
     size: int = 96
@@ -79,6 +89,8 @@ class Settings:
     """Of them, shared by all groups."""
     noise: Literal["shared", "per-particle"] = "shared"
     """Of the frames in a step."""
+    kernel: Literal["imq", "rbf"] = "imq"
+    """Of SVGD."""
     pipeline_steps: int = 10
     """Sampling steps of the frame-by-frame pipeline."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -100,11 +112,11 @@ def main(settings: Settings) -> None:
     rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
     prior = load_prior(settings.prior, device="cpu", dtype=getattr(torch, settings.precision))
     print(f"{'clip':10} {'instruction':12} {'way':12} {'warp error':>10} {'hue':>6} {'chroma':>7} {'s':>5}")
-    for name in EDITS:
-        for path in settings.clips:
+    for path in settings.clips:
+        for name in settings.edits:
             source, clip = frames_of(path, settings.size)
             moving = list(motions(source))
-            for way in ("source", *WAYS):
+            for way in ("source", *settings.ways):
                 cell = {"clip": path.stem, "edit": name, "way": way}
                 if any(cell.items() <= row.items() for row in rows):
                     continue
@@ -124,7 +136,7 @@ def main(settings: Settings) -> None:
                     flush=True,
                 )
                 rows.append(row)
-                about = asdict(replace(settings, clips=(), output=Path())) | {
+                about = asdict(replace(settings, clips=(), edits=(), ways=(), output=Path())) | {
                     key: asdict(value) for key, value in EDITS.items()
                 }
                 record.write_text(json.dumps({"settings": about, "rows": rows}, indent=1, default=str) + "\n")
@@ -142,8 +154,9 @@ def frames_of(path: Path, size: int) -> tuple[Tensor, Clip]:
 
 def edit(source: Tensor, what: Edit, way: str, prior: Prior, settings: Settings) -> Tensor:
     """The frames, edited in one of the `WAYS`."""
-    if way == "pipeline":
-        return torch.stack(list(frame_by_frame(source, what, settings)))
+    if way in ("pipeline", "same-noise"):
+        same = way == "same-noise"
+        return torch.stack(list(frame_by_frame(source, what, settings, same_noise=same)))
     chosen = VideoSettings(
         prior=settings.prior,
         steps=what.steps,
@@ -155,13 +168,14 @@ def edit(source: Tensor, what: Edit, way: str, prior: Prior, settings: Settings)
         particles=settings.particles,
         anchors=settings.anchors,
         noise=settings.noise,
+        kernel=settings.kernel,
         size=settings.size,
         seed=settings.seed,
     )
     return edit_video(source, what.prompt, chosen, loaded=prior)
 
 
-def frame_by_frame(source: Tensor, what: Edit, settings: Settings) -> Iterator[Tensor]:
+def frame_by_frame(source: Tensor, what: Edit, settings: Settings, *, same_noise: bool) -> Iterator[Tensor]:
     """Each frame by itself, with the pipeline as diffusers has it."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
@@ -169,20 +183,18 @@ def frame_by_frame(source: Tensor, what: Edit, settings: Settings) -> Iterator[T
         check_prior(settings.prior), torch_dtype=getattr(torch, settings.precision)
     )
     pipeline.set_progress_bar_config(disable=True)
-    for frame in source:
-        yield (
-            pipeline(
-                what.prompt,
-                image=frame[None],
-                num_inference_steps=settings.pipeline_steps,
-                guidance_scale=what.text_guidance,
-                image_guidance_scale=1.5,
-                generator=torch.Generator().manual_seed(settings.seed),
-                output_type="pt",
-            )
-            .images[0]
-            .float()
-        )
+    for first in range(0, len(source), PIPELINE_BATCH):
+        batch = source[first : first + PIPELINE_BATCH]
+        seeds = [settings.seed + (0 if same_noise else first + index) for index in range(len(batch))]
+        yield from pipeline(
+            [what.prompt] * len(batch),
+            image=batch,
+            num_inference_steps=settings.pipeline_steps,
+            guidance_scale=what.text_guidance,
+            image_guidance_scale=1.5,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images.float()
 
 
 def sheet(source: Tensor, edited: Tensor) -> Tensor:
@@ -192,18 +204,26 @@ def sheet(source: Tensor, edited: Tensor) -> Tensor:
 
 
 def measure_memory(settings: Settings) -> None:
-    """Edit the first clip, repeated to several lengths, for one step from disk to disk."""
-    print(f"{'frames':>6} {'process before':>15} {'peak':>9} {'growth (MiB)':>13}")
-    for frames in settings.memory:
-        path = settings.output / f"repeated-{frames}.mp4"
-        source = read_clip(settings.clips[0])
-        small = reduced_size(source.height, source.width, settings.size)
+    """Edit the first clip, repeated to several lengths, for one step, from disk to disk."""
+    prior = load_prior(settings.prior, device="cpu")
+    source = read_clip(settings.clips[0])
+    small = reduced_size(source.height, source.width, settings.size)
+    chosen = VideoSettings(prior=settings.prior, size=settings.size, steps=1)
+    # Once with all that comes with it: libraries, the allocator's pools.
+    edit_video(torch.rand(2 * chosen.particles, 3, *small), "make it winter", chosen, loaded=prior)
+    print(f"{'frames':>6} {'most memory of the process (MiB)':>33} {'of it latents':>14}")
+    print(f"{'-':>6} {_peak():33.0f}", flush=True)
+    for frames in sorted(settings.memory):
+        path, out = settings.output / f"repeated-{frames}.mp4", settings.output / f"edited-{frames}.mp4"
         write_clip(_repeated(source, frames, small), path, frame_rate=Fraction(20), force=True)
-        command = [sys.executable, __file__, "--grow", str(path), settings.prior, str(settings.size)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        before, peak = (float(number) for number in done.stdout.split()[-2:])
-        print(f"{frames:6d} {before:15.0f} {peak:9.0f} {peak - before:13.0f}", flush=True)
+        clip = read_clip(path)
+        edited = edit_video(clip, "make it winter", chosen, loaded=prior)
+        write_clip(edited, out, like=clip, force=True)
+        # Those of the edit, of the source, what the prior is shown, and a step's change.
+        latents = 4 * edited.latents.nbytes / 2**20
+        print(f"{frames:6d} {_peak():33.0f} {latents:14.1f}", flush=True)
         path.unlink()
+        out.unlink()
 
 
 def _repeated(clip: Clip, frames: int, size: tuple[int, int]) -> Iterator[Tensor]:
@@ -216,30 +236,10 @@ def _repeated(clip: Clip, frames: int, size: tuple[int, int]) -> Iterator[Tensor
                 return
 
 
-def grow(path: Path, prior: str, size: int) -> None:
-    """Print the most memory of this process, in MiB, before and after an edit of a clip."""
-    loaded = load_prior(prior, device="cpu")
-    # Once with all that comes with it: models, libraries, the allocator's pools.
-    edit_video(torch.rand(16, 3, size, size), "make it winter", _one_step(prior, size), loaded=loaded)
-    before = _peak()
-    clip = read_clip(path)
-    edited = edit_video(clip, "make it winter", _one_step(prior, size), loaded=loaded)
-    write_clip(edited, path.with_suffix(".out.mp4"), like=clip)
-    path.with_suffix(".out.mp4").unlink()
-    print(before, _peak())
-
-
-def _one_step(prior: str, size: int) -> VideoSettings:
-    return VideoSettings(prior=prior, size=size, steps=1)
-
-
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--grow"]:
-        grow(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    else:
-        with exit_on_input_error():
-            main(tyro.cli(Settings, description=__doc__))
+    with exit_on_input_error():
+        main(tyro.cli(Settings, description=__doc__))

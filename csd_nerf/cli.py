@@ -14,9 +14,15 @@ import tyro
 
 from csd_nerf.demo.command import Demo
 from csd_nerf.editors.command import Image, Panorama
+from csd_nerf.editors.video_command import Video
 from csd_nerf.errors import exit_on_input_error
 
-COMMANDS: dict[str, Callable[..., Any]] = {"demo": Demo, "image": Image, "panorama": Panorama}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": Demo,
+    "image": Image,
+    "panorama": Panorama,
+    "video": Video,
+}
 
 EXIT_STATUS_INTERRUPTED = 130
 EXIT_STATUS_TERMINATED = 143
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app.command(name=name)(options)
     command = app.cli(
         prog="csd-nerf",
-        description="Edit captured 3-D scenes and pictures by text with Collaborative Score Distillation.",
+        description="Edit 3-D scenes, pictures and clips by text with Collaborative Score Distillation.",
         args=arguments,
     )
     signal.signal(signal.SIGTERM, _exit_as_terminated)

@@ -79,6 +79,14 @@ def picture_element(picture: Float[Tensor, "3 h w"], role: str) -> str:
     return f'<img class="{role}" src="{address}" alt="The picture {role} the edit">'
 
 
+def clip_element(video: Path, role: str) -> str:
+    """A video (MP4) as an HTML element of class `role`, `before` or `after`; the page keeps both in step."""
+    return (
+        f'<video class="{role}" src="{data_uri(video.read_bytes(), ".mp4")}" loop muted playsinline '
+        f'aria-label="The clip {role} the edit"></video>'
+    )
+
+
 def side_by_side(
     before: Float[Tensor, "3 h w"], after: Float[Tensor, "3 h w"]
 ) -> Float[Tensor, "3 height width"]:

@@ -205,6 +205,9 @@ class VideoSettings(EditSettings):
     noise: Literal["shared", "per-particle"] = "shared"
     """One noise for all frames of a step, so that what does not move is edited alike in all of them and
     colours do not flicker; or one for each, as in CSD's released code."""
+    kernel: Literal["imq", "rbf"] = "imq"
+    """SVGD kernel between frames: imq (inverse multiquadric), by which frames far apart in the clip still
+    share, or rbf (Gaussian), as published, by which with one noise for all only near ones do."""
     anchors: int = 4
     """Of the particles in a group, how many are frames from all over the clip that all groups share. A clip
     of no more frames than `--particles` is one group."""
@@ -214,7 +217,7 @@ class VideoSettings(EditSettings):
 
     def objective_config(self) -> "ObjectiveConfig":
         config = super().objective_config()
-        config.noise = self.noise
+        config.noise, config.kernel = self.noise, self.kernel
         return config
 
     def check(self, prompts: tuple[str, ...]) -> None:

@@ -162,7 +162,8 @@ def warp_error(frames: Iterable[Float[Tensor, "3 h w"]], along: Iterable[Motion]
     Raises:
         InputError: a single frame, which moves nowhere, or another number of frames than the source has.
     """
-    errors, earlier = [], None
+    errors: list[float] = []
+    earlier = None
     along = iter(along)
     for later in frames:
         if earlier is not None:
@@ -189,7 +190,7 @@ def _dense_flow(start: Float[Tensor, "3 h w"], end: Float[Tensor, "3 h w"]) -> F
         )
         for frame in (start, end)
     ]
-    flow = search.calc(grey[0], grey[1], None)
+    flow = search.calc(grey[0], grey[1], np.zeros((*grey[0].shape, 2), np.float32))
     return torch.from_numpy(flow).permute(2, 0, 1).to(start.device)
 
 

@@ -16,6 +16,14 @@ compare.addEventListener("pointerdown", (event) => {
 });
 compare.addEventListener("pointermove", (event) => { if (event.buttons) follow(event); });
 
+// Two clips drift apart in time.
+const [leading, led] = compare.querySelectorAll("video");
+if (led) {
+  leading.addEventListener("timeupdate", () => {
+    if (Math.abs(led.currentTime - leading.currentTime) > 0.1) led.currentTime = leading.currentTime;
+  });
+}
+
 const views = document.querySelectorAll(".views button");
 for (const view of views) {
   view.addEventListener("click", () => {

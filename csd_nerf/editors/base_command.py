@@ -1,0 +1,185 @@
+"""What the commands that edit pictures and clips have in common."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Optional
+
+import tyro
+from typing_extensions import Self
+
+from csd_nerf.editors.settings import EditSettings
+from csd_nerf.errors import InputError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from csd_nerf.editors.saving import FileObserver
+
+
+@dataclass(kw_only=True)
+class EditCommand(EditSettings):
+    """Options of every command, and the course of an edit that can be interrupted."""
+
+    settings_type: ClassVar[type[EditSettings]]
+    size_option: ClassVar[str]
+    """That makes particles smaller."""
+
+    input: tyro.conf.Positional[Path]
+    """What to edit."""
+    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Where the edit is to be."""
+    force: bool = False
+    """Replace an output that is there, and begin again where another edit of it was left unfinished."""
+    recipe: Optional[str] = None  # noqa: UP045
+    """A YAML file of options by their names, such as `prior: tiny-instruct`. Options given beside it win,
+    unless they equal their default."""
+    preview_every: int = 10
+    """Steps between previews (OUTPUT-preview.jpg, removed in the end); 0 for none."""
+
+    def prompts(self) -> tuple[str, ...]:
+        """All of them."""
+        raise NotImplementedError
+
+    def settings(self) -> Any:
+        """The options that decide the edit, by themselves."""
+        names = [field.name for field in dataclasses.fields(self.settings_type)]
+        return self.settings_type(**{name: getattr(self, name) for name in names})
+
+    def check_paths(self) -> None:
+        """See that output and previews are as they can be.
+
+        Raises:
+            InputError: they are not.
+        """
+        if self.preview_every < 0:
+            raise InputError(
+                "--preview-every cannot be used",
+                expected="a number of steps, or 0 for no previews",
+                got=str(self.preview_every),
+                hint="change it, or leave out --preview-every",
+            )
+        if self.output.resolve() == self.input.resolve():
+            raise InputError(
+                "the output would replace the source",
+                expected="another name for the output",
+                got=str(self.output),
+                hint="choose another --output",
+            )
+
+    @contextmanager
+    def watched(self, console: "Console") -> Iterator["FileObserver"]:
+        """An observer for the edit; when it is interrupted, says how to go on."""
+        from csd_nerf.editors.saving import FileObserver, Unfinished
+
+        unfinished = Unfinished(self.output)
+        observer = FileObserver(
+            console,
+            unfinished,
+            fresh=self.force,
+            preview_every=self.preview_every,
+            write_preview=self.write_preview,
+        )
+        try:
+            with observer:
+                yield observer
+        except KeyboardInterrupt:
+            if unfinished.path.exists():
+                console.print(
+                    f"\nStopped after {observer.steps} steps; the edit so far is kept in {unfinished.path}. "
+                    "The same command goes on from there.",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            raise
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                "memory ran out",
+                expected="room for the prior and a batch of particles",
+                got=str(error).splitlines()[0],
+                hint=f"turn down --unet-batch-size, then {self.size_option}; what was done is kept, and the "
+                "same command with a smaller batch goes on from there",
+            ) from error
+        unfinished.remove()
+        self.beside("-preview.jpg").unlink(missing_ok=True)
+
+    def write_preview(self, pixels: Any) -> None:
+        """Show the edit so far."""
+        from csd_nerf.media import Picture, write_picture
+
+        write_picture(Picture(pixels), self.beside("-preview.jpg"), force=True)
+
+    def beside(self, ending: str) -> Path:
+        """A file next to the output, of its name and another ending."""
+        return self.output.with_name(f"{self.output.stem}{ending}")
+
+    def with_recipe(self) -> Self:
+        """These options, and those of the recipe where they have their defaults."""
+        if self.recipe is None:
+            return self
+        from csd_nerf.recipes import apply_recipe
+
+        command, usual = dataclasses.replace(self), type(self)(input=self.input, output=self.output)
+        apply_recipe(command, usual, type(self).__name__.lower(), self.recipe)
+        return command
+
+    def write_page(self, *, what: str, before: str, after: str, observer: "FileObserver") -> Path:
+        """Write OUTPUT.html.
+
+        Args:
+            what: the source, in a few words.
+            before, after: HTML elements, see `csd_nerf.editors.page`.
+            observer: of the edit.
+        """
+        from csd_nerf.editors.page import write_page
+
+        settings = self.settings()
+        config, descent = settings.objective_config(), settings.descent()
+        path = self.beside(".html")
+        write_page(
+            path,
+            prompts=self.prompts(),
+            intro=f"{self.input.name}, {what}, edited by {self.method} with {self.prior}.",
+            before=before,
+            after=after,
+            command=self.command_line(),
+            settings={
+                "method": self.method,
+                "prior": self.prior,
+                "steps": descent.steps,
+                "learning rate": descent.learning_rate,
+                "text guidance": config.text_guidance,
+                "image guidance": config.image_guidance,
+                "timesteps": f"{config.min_timestep} to {config.max_timestep} of the schedule",
+                "transport": config.transport,
+                "seed": self.seed,
+            },
+            seconds=observer.seconds,
+        )
+        return path
+
+    def command_line(self) -> list[str]:
+        """The command with these options, defaults left out."""
+        words = ["csd-nerf", type(self).__name__.lower(), str(self.input)]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "input" or value == field.default:
+                continue
+            flag = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{flag}", *map(str, values)]
+        return words
+
+
+def print_paths(console: "Console", paths: Sequence[Path]) -> None:
+    """List what was written."""
+    for path in paths:
+        console.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
