@@ -18,13 +18,14 @@ from csd_nerf.evaluation.clip import (
     text_similarity,
 )
 from csd_nerf.evaluation.colours import colour_spread
+from csd_nerf.evaluation.consistency import hue_deviation
 from csd_nerf.evaluation.figures import Better, Figure, Figures, Missing, summarize
 from csd_nerf.evaluation.pixels import LPIPS_NETWORK, load_lpips, lpips, psnr, ssim
 from csd_nerf.evaluation.reprojection import Views, change_of, contrast, reprojection_error
 from csd_nerf.evaluation.structure import edge_correlation, load_dino, structure_distance
 from csd_nerf.evaluation.viewpoints import Baseline
 from csd_nerf.evaluation.weights import DINO, Unavailable
-from csd_nerf.scenes.operators import circular_deviation, hue_and_chroma
+from csd_nerf.scenes.operators import hue_and_chroma
 
 Loaded = TypeVar("Loaded")
 
@@ -263,9 +264,8 @@ def _reprojection(findings: _Findings, edit: DrawnEdit, length: str, baseline: B
 
 def _colours(findings: _Findings, before: Tensor, after: Tensor) -> None:
     """Figures of the set of views as a whole."""
-    hues, chroma = hue_and_chroma(after)
-    source_hues, source_chroma = hue_and_chroma(before)
-    spread, source_spread = (torch.tensor([circular_deviation(each)]) for each in (hues, source_hues))
+    chroma, source_chroma = (hue_and_chroma(views)[1] for views in (after, before))
+    spread, source_spread = (torch.tensor([hue_deviation(views)]) for views in (after, before))
     findings.add("hue_deviation", spread, "neither", source_spread, unit="degrees")
     findings.add("chroma", chroma, "neither", source_chroma)
     findings.add("change", (after - before).abs().mean((1, 2, 3)), "neither")
