@@ -21,7 +21,7 @@ from csd_nerf.errors import InputError, exit_on_input_error, is_out_of_memory
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig
 from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
 from csd_nerf.nerf.datamanager import check_dataset
-from csd_nerf.nerf.prompted import PromptedPipelineConfig, require
+from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, require
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.control import check_control
@@ -308,6 +308,7 @@ class PromptedTrainer(SceneTrainer):
     """nerfstudio's trainer with steps that may fail, counted from the start whatever was loaded."""
 
     config: PromptedTrainerConfig
+    pipeline: PromptedPipeline
 
     @property
     def memory_settings(self) -> tuple[str, ...]:
