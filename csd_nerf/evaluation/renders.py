@@ -15,7 +15,7 @@ def render_with_depth(model: NerfactoModel, cameras: Cameras) -> Views:
 
     The depth of a pixel is where half of its colour has been gathered: nerfacto's `depth`, a Euclidean
     distance, turned into depth along the viewing axis. The mean depth (`expected_depth`) lies between the
-    surfaces at the edges of things: on a captured scene a third fewer pixels can be compared with it.
+    surfaces at the edges of things: on a captured scene 40 % fewer pixels can be compared with it.
 
     Args:
         model: of a loaded pipeline.
