@@ -208,9 +208,9 @@ class VideoSettings(EditSettings):
     kernel: Literal["imq", "rbf"] = "imq"
     """SVGD kernel between frames: imq (inverse multiquadric), by which frames far apart in the clip still
     share, or rbf (Gaussian), as published, by which with one noise for all only near ones do."""
-    anchors: int = 4
+    anchors: Optional[int] = None  # noqa: UP045
     """Of the particles in a group, how many are frames from all over the clip that all groups share. A clip
-    of no more frames than `--particles` is one group."""
+    of no more frames than `--particles` is one group. Default a quarter of the particles."""
     keyframe_stride: int = 1
     """Edit every so many frames first, and those between in a quarter of the steps, with the edited ones on
     either side to go by: faster, and less true to what moves. 1 edits all frames alike."""
@@ -226,8 +226,14 @@ class VideoSettings(EditSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise _wrong(name, value, "at least 1")
-        if self.anchors >= self.particles:
+        if self.particles < 2:
+            raise _wrong("particles", self.particles, "at least 2: a shared frame, and one to share it with")
+        if self.shared_frames() >= self.particles:
             raise _wrong("anchors", self.anchors, f"fewer than the {self.particles} particles of a group")
+
+    def shared_frames(self) -> int:
+        """The number of anchors, as given or by default."""
+        return max(self.particles // 4, 1) if self.anchors is None else self.anchors
 
 
 def _wrong(name: str, value: object, expected: str) -> InputError:

@@ -183,7 +183,7 @@ def _edit(
             condition[frames],
             prompt,
             particles=settings.particles,
-            anchors=settings.anchors,
+            anchors=settings.shared_frames(),
             fixed=fixed,
         )
 

@@ -71,6 +71,15 @@ def test_groups_share_anchors_from_all_over_the_clip(generator: torch.Generator)
     assert len(seen) > 100  # not always the same
 
 
+@pytest.mark.parametrize("particles", [2, 3, 4, 16])
+def test_anchors_fit_groups_of_any_size(particles: int, generator: torch.Generator) -> None:
+    chosen = settings(particles=particles)
+    chosen.check(("make it night",))
+    clip = canvas(20, particles=particles, anchors=chosen.shared_frames())
+    groups = indices(clip.batches(generator))
+    assert max(map(len, groups)) <= particles and set().union(*groups) == set(range(20))
+
+
 def test_frames_between_keyframes_have_one_on_either_side(generator: torch.Generator) -> None:
     clip = canvas(43, fixed=range(0, 43, 4), particles=12)
     batches = clip.batches(generator)
@@ -189,6 +198,7 @@ def test_a_clip_on_disk_is_edited_as_its_frames_are(tmp_path: Path, tiny_prior: 
     [
         ({"anchors": 16}, "--anchors"),
         ({"anchors": 0}, "--anchors"),
+        ({"particles": 1}, "--particles"),
         ({"keyframe_stride": 0}, "--keyframe-stride"),
         ({"size": 0}, "--size"),
         ({"method": "dds", "source_prompt": "waves"}, "prior"),
