@@ -38,8 +38,8 @@ class NonFiniteResidual(ArithmeticError):
 class ObjectiveConfig:
     """What is distilled and how.
 
-    The defaults are CSD-Edit as published for scenes, with two changes explained in docs/methods.md: the
-    bandwidth leaves out the diagonal, and the kernel's rows sum to one.
+    The defaults are CSD-Edit as published for scenes, with two changes explained in docs/methods/formulas.md:
+    the bandwidth leaves out the diagonal, and the kernel's rows sum to one.
     """
 
     residual: Literal["csd-edit", "dds", "pds", "sds"] = "csd-edit"
