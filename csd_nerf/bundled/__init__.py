@@ -6,7 +6,7 @@ from pathlib import Path
 
 from csd_nerf.errors import InputError
 
-BUNDLED_PRIORS: tuple[str, ...] = ("tiny-instruct",)
+BUNDLED_PRIORS: tuple[str, ...] = ("tiny-instruct", "tiny-sd")
 BUNDLED_CONTROL_NETS: tuple[str, ...] = ()
 
 
