@@ -7,7 +7,7 @@ from pathlib import Path
 from csd_nerf.errors import InputError
 
 BUNDLED_PRIORS: tuple[str, ...] = ("tiny-instruct", "tiny-sd")
-BUNDLED_CONTROL_NETS: tuple[str, ...] = ()
+BUNDLED_CONTROL_NETS: tuple[str, ...] = ("tiny-depth",)
 
 
 def bundled_path(name: str) -> Path:

@@ -19,16 +19,25 @@ LEARNING_RATES = {"csd-edit": 0.25, "dds": 0.05, "cds": 0.05, "pds": 0.1, "sds":
 DDS as released, in these units; CDS as DDS. Those of PDS, SDS and CSD take steps of about the same length at
 the guidance of 100 that they were published with."""
 
-SUITED: dict[str, dict[str, Any]] = {
-    "tiny-instruct": {
+_TWO_CAPTIONS = {
+    "steps": 40,
+    "learning_rate": 0.2,
+    "text_guidance": 3.0,
+    "min_timestep": 0.02,
+    "max_timestep": 0.95,
+}
+SUITED: dict[tuple[str, str], dict[str, Any]] = {
+    ("tiny-instruct", "csd-edit"): {
         "steps": 20,
         "learning_rate": 0.6,
         "text_guidance": 3.5,
         "min_timestep": 0.02,
         "max_timestep": 0.6,
-    }
+    },
+    ("tiny-sd", "dds"): _TWO_CAPTIONS,
+    ("tiny-sd", "cds"): _TWO_CAPTIONS,
 }
-"""What suits a bundled prior where the published values do not, with CSD-Edit."""
+"""What suits a bundled prior and a method where the published values do not."""
 
 
 @dataclass
@@ -42,8 +51,8 @@ class EditSettings:
     source_prompt: str = ""
     """What the source shows, for dds, cds and pds: "a photo of a palace by day"."""
     prior: str = "timbrooks/instruct-pix2pix"
-    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, which ships with the
-    package, knows a few instructions and runs on a laptop."""
+    """Diffusion model: a hub id, a folder in diffusers format, or one that ships with the package, knows a few
+    words and runs on a laptop: `tiny-instruct` for csd-edit, `tiny-sd` for dds, cds, pds, sds and csd."""
     steps: Optional[int] = None  # noqa: UP045
     """Steps of the edit; each goes over everything once. Default 200, with tiny-instruct 20."""
     learning_rate: Optional[float] = None  # noqa: UP045
@@ -95,7 +104,7 @@ class EditSettings:
     def _chosen(self, name: str) -> Any:
         """What was given for a setting, or suits the prior; None leaves it to the method."""
         given = getattr(self, name)
-        suited = SUITED.get(self.prior, {}) if self.method == "csd-edit" else {}
+        suited = SUITED.get((self.prior, self.method), {})
         return suited.get(name) if given is None else given
 
     def check(self, prompts: tuple[str, ...]) -> None:

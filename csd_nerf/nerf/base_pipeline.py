@@ -43,8 +43,8 @@ class BaseEditPipelineConfig(PromptedPipelineConfig):
     prompt: str = ""
     """What to change, as an instruction: "turn the bear into a polar bear". `--prompt` is the same."""
     prior: str = "timbrooks/instruct-pix2pix"
-    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, which ships with the
-    package."""
+    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct` or `tiny-sd`, which
+    ship with the package."""
     control: ControlConfig = field(default_factory=ControlConfig)
     """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
     region: RegionConfig = field(default_factory=RegionConfig)

@@ -10,7 +10,10 @@ from csd_nerf.errors import InputError
 from csd_nerf.priors.folder import check_weights, is_image_conditioned, is_xl, read_json, vae_factor
 from csd_nerf.priors.names import find_model
 
-CONTROL_NAMES_HELP = "a folder in diffusers format or a hub id (lllyasviel/sd-controlnet-depth)"
+CONTROL_NAMES_HELP = (
+    "a bundled name (tiny-depth, for tiny-sd), a folder in diffusers format or a hub id "
+    "(lllyasviel/sd-controlnet-depth)"
+)
 CONTROL_WEIGHTS = "diffusion_pytorch_model"
 """How the weights' file names begin."""
 _SIZES: dict[str, Any] = {
@@ -27,8 +30,8 @@ class ControlConfig:
     """What a text-to-image prior is shown of the source, by a ControlNet."""
 
     net: str = ""
-    """ControlNet beside a text-to-image prior: a hub id such as lllyasviel/sd-controlnet-depth, or a folder
-    in diffusers format. Empty for none."""
+    """ControlNet beside a text-to-image prior: a hub id such as lllyasviel/sd-controlnet-depth, a folder in
+    diffusers format, or `tiny-depth`, which ships with the package for tiny-sd. Empty for none."""
     picture: Literal["none", "depth", "canny"] = "none"
     """What it is shown of the source: depth (rendered from the scene before the edit) or canny (edges of the
     photos), whichever it was trained with."""

@@ -39,7 +39,9 @@ from csd_nerf.priors.names import find_model
 if TYPE_CHECKING:
     from csd_nerf.priors.latent_diffusion import TextModels
 
-NAMES_HELP = "a bundled name (tiny-instruct), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
+NAMES_HELP = (
+    "a bundled name (tiny-instruct, tiny-sd), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
+)
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 _WEIGHT_ENDINGS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")  # whole or in shards
 
@@ -61,7 +63,7 @@ def check_prior(name: str) -> Path | None:
         BUNDLED_PRIORS,
         kind="prior",
         expected=NAMES_HELP,
-        hint="check the spelling, or use tiny-instruct, which needs no download",
+        hint="check the spelling, or use tiny-instruct or tiny-sd, which need no download",
     )
     if folder is not None:
         check_folder(folder)
@@ -213,7 +215,7 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
             f"the model {hub_id!r} is not on this machine and cannot be fetched",
             expected=NAMES_HELP if "unet/config.json" in patterns else CONTROL_NAMES_HELP,
             got=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
-            hint="check name, network and access; without network use a local folder or tiny-instruct",
+            hint="check name, network and access; without network use a local folder, tiny-instruct or tiny-sd",
         ) from error
 
 
