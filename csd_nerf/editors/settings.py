@@ -51,8 +51,8 @@ class EditSettings:
     source_prompt: str = ""
     """What the source shows, for dds, cds and pds: "a photo of a palace by day"."""
     prior: str = "timbrooks/instruct-pix2pix"
-    """Diffusion model: a hub id, a folder in diffusers format, or one that ships with the package, knows a few
-    words and runs on a laptop: `tiny-instruct` for csd-edit, `tiny-sd` for dds, cds, pds, sds and csd."""
+    """Diffusion model: a hub id, a folder in diffusers format, or one that ships with the package, knows a
+    few words and runs on a laptop: `tiny-instruct` for csd-edit, `tiny-sd` for the other methods."""
     steps: Optional[int] = None  # noqa: UP045
     """Steps of the edit; each goes over everything once. Default 200, with tiny-instruct 20."""
     learning_rate: Optional[float] = None  # noqa: UP045

@@ -215,7 +215,7 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
             f"the model {hub_id!r} is not on this machine and cannot be fetched",
             expected=NAMES_HELP if "unet/config.json" in patterns else CONTROL_NAMES_HELP,
             got=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
-            hint="check name, network and access; without network use a local folder, tiny-instruct or tiny-sd",
+            hint="check name, network and access; without network use a folder, tiny-instruct or tiny-sd",
         ) from error
 
 
