@@ -16,8 +16,10 @@ from csd_nerf.errors import InputError
 
 RESOLUTION = 128
 """Voxels along each edge of the grid."""
-COARSE_CELLS = 32
-"""Cells of a mask, along each side, in the first look for where the hull is."""
+COARSE_RESOLUTION = 64
+"""Voxels along each edge of the grid of the first look for where the hull is, over all of the scene."""
+COARSE_CELLS = 16
+"""Cells of a mask, along each side, in that first look."""
 AGREEING = 0.95
 """Share of the views that see a voxel which must show it white: one mask in twenty may be wrong."""
 SEEING = 0.25
@@ -71,14 +73,12 @@ class Hull:
             cells = F.adaptive_max_pool2d((read(view) >= 0.5).float()[None], COARSE_CELLS)
             return F.max_pool2d(cells, 3, stride=1, padding=1)[0]
 
-        self.bounds = torch.tensor([[-reach] * 3, [reach] * 3])
-        self.occupied = _carved(self.bounds, cameras, widened, views)
-        if self.occupied.any():
-            voxel = (self.bounds[1] - self.bounds[0]) / RESOLUTION
-            cells = self.occupied.nonzero()
-            low = self.bounds[0]
-            self.bounds = torch.stack([low + cells.amin(0) * voxel, low + (cells.amax(0) + 1) * voxel])
-            self.occupied = _carved(self.bounds, cameras, read, views)
+        everywhere = torch.tensor([[-reach] * 3, [reach] * 3])
+        found = _carved(everywhere, COARSE_RESOLUTION, cameras, widened, views).nonzero()
+        if len(found):
+            voxel = 2 * reach / COARSE_RESOLUTION
+            self.bounds = torch.stack([found.amin(0), found.amax(0) + 1]) * voxel - reach
+            self.occupied = _carved(self.bounds, RESOLUTION, cameras, read, views)
         if not self.occupied.any():
             raise InputError(
                 "the masks have no volume in common",
@@ -172,9 +172,11 @@ def check_camera_types(cameras: Cameras) -> None:
         )
 
 
-def _carved(bounds: Tensor, cameras: Cameras, read: Read, views: Sequence[int]) -> Tensor:
-    """Which voxels (RESOLUTION,) * 3 between the bounds are in the hull."""
-    axis = (torch.arange(RESOLUTION) + 0.5) / RESOLUTION
+def _carved(
+    bounds: Tensor, resolution: int, cameras: Cameras, read: Read, views: Sequence[int]
+) -> Bool[Tensor, "x y z"]:
+    """Which voxels, `resolution` along each edge between the bounds, are in the hull."""
+    axis = (torch.arange(resolution) + 0.5) / resolution
     centers = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
     centers = bounds[0] + centers * (bounds[1] - bounds[0])
     # Voxels that could still be in the hull: few of all, after a few views.
@@ -193,7 +195,7 @@ def _carved(bounds: Tensor, cameras: Cameras, read: Read, views: Sequence[int]) 
     enough = (seen >= max(1, SEEING * len(views))) & (black <= (1 - AGREEING) * seen)
     inside = torch.zeros(len(centers), dtype=torch.bool)
     inside[left] = enough[left]
-    return inside.view((RESOLUTION,) * 3)
+    return inside.view((resolution,) * 3)
 
 
 def _grown(occupied: Tensor) -> Tensor:

@@ -38,6 +38,16 @@ THINGS = [number for number, name in enumerate(OBJECT_NAMES) if name not in ("ba
 
 
 @pytest.fixture(scope="module")
+def scene_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for longer than the other tests' scene, for there must be surfaces."""
+    config = make_config(
+        "csd-nerfacto-tiny", tmp_path_factory.mktemp("scene"), dataset, max_num_iterations=200,
+        timestamp="scene", pipeline__datamanager__train_num_rays_per_batch=512,
+    )  # fmt: skip
+    return run(config).base_dir
+
+
+@pytest.fixture(scope="module")
 def masked(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The still life with exact masks: white where something stands on the table."""
     folder = tmp_path_factory.mktemp("masked") / "still_life"
@@ -74,8 +84,8 @@ def table(scene_run: Path) -> tuple[np.ndarray, float]:
 
 def edit(method: str, folder: Path, scene_run: Path, data: Path | None = None, **changes: Any) -> Any:
     settings = {
-        "load_dir": scene_run, "prompt": "make it night", "max_num_iterations": 12, "timestamp": "edit",
-        "steps_per_save": 5, "pipeline__render_size": 32, "pipeline__picture_size": 32,
+        "load_dir": scene_run, "prompt": "make it night", "max_num_iterations": 8, "timestamp": "edit",
+        "steps_per_save": 4, "pipeline__render_size": 32, "pipeline__picture_size": 32,
         "pipeline__picture_views": 2, "pipeline__turntable_frames": 0, "pipeline__steps_per_picture": 0,
     }  # fmt: skip
     return run(make_config(method, folder, data, **{**settings, **changes}))
@@ -144,7 +154,7 @@ def ring(count: int, size: int, **options: Any) -> Cameras:
     back = F.normalize(eyes, dim=-1)
     right = F.normalize(torch.linalg.cross(torch.tensor([0.0, 0.0, 1.0]).expand_as(back), back), dim=-1)
     poses = torch.stack([right, torch.linalg.cross(back, right), back, eyes], -1)
-    settings: dict[str, Any] = {"fx": 1.1 * size, "fy": size, "cx": 0.51 * size, "cy": 0.49 * size}
+    settings: dict[str, Any] = {"fx": 1.1 * size, "fy": 1.0 * size, "cx": 0.51 * size, "cy": 0.49 * size}
     return Cameras(poses, width=size, height=size, **{**settings, **options})
 
 
@@ -302,7 +312,7 @@ def test_the_box_holds_the_pixels_whose_surface_lies_in_it(
         exact = (root > 0) & box.contains(surface)
         agree.append(((inside[0] >= 0.5) == exact).float().mean())
         shares.append(exact.float().mean())
-    assert min(shares) > 0.02 and max(shares) < 0.5
+    assert 0.1 < max(shares) < 0.5
     assert float(torch.stack(agree).mean()) > 0.97
 
 
@@ -359,39 +369,36 @@ def test_a_finished_edit_opens_as_it_was_left(edited_in_box: Any, edited_by_mask
         assert torch.equal(opened.eval_pictures(), edited.pipeline.eval_pictures())
 
 
-@pytest.mark.parametrize("where", ["box", "masks"])
-def test_a_killed_edit_resumes_to_the_same_scene(where: str, edit_config: Make, request: Any) -> None:
-    whole = request.getfixturevalue({"box": "edited_in_box", "masks": "edited_by_masks"}[where])
-    region = {
-        f"pipeline__region__{name}": value for name, value in vars(whole.config.pipeline.region).items()
-    }
-    half = run(edit_config(
-        max_num_iterations=6, pipeline__turntable_frames=0, pipeline__rays_per_chunk=4096,
-        data=whole.config.data, **{f"pipeline__region__{name}": value for name, value in region},
-    ))  # fmt: skip
-    resumed = run(
-        edit_config(load_dir=half.base_dir, prompt=None, max_num_iterations=12, timestamp="resumed")
-    )
-    assert resumed._start_step == 6
+def test_a_killed_edit_resumes_to_the_same_scene(edited_by_masks: Any, edit_config: Make) -> None:
+    half = run(
+        edit_config(
+            data=edited_by_masks.config.data, max_num_iterations=4, pipeline__turntable_frames=0,
+            pipeline__rays_per_chunk=4096, pipeline__region__source="masks",
+        )
+    )  # fmt: skip
+    resumed = run(edit_config(load_dir=half.base_dir, prompt=None, max_num_iterations=8, timestamp="resumed"))
+    assert resumed._start_step == 4
     torch.testing.assert_close(
-        resumed.pipeline.eval_pictures(), whole.pipeline.eval_pictures(), atol=2e-3, rtol=0
+        resumed.pipeline.eval_pictures(), edited_by_masks.pipeline.eval_pictures(), atol=2e-3, rtol=0
     )
 
 
-def test_the_viewer_moves_the_box(edit_config: Make, scene_run: Path) -> None:
+def test_the_viewer_moves_the_box(edit_config: Make, scene_run: Path, source_pictures: torch.Tensor) -> None:
     from nerfstudio.viewer.utils import parse_object
     from nerfstudio.viewer.viewer_elements import ViewerElement
 
-    trainer = run(edit_config(max_num_iterations=3, **box_around_the_table(scene_run)))
+    trainer = run(
+        edit_config(max_num_iterations=3, pipeline__turntable_frames=0, **box_around_the_table(scene_run))
+    )
     pipeline = trainer.pipeline
     names = {element.name for _, element in parse_object(pipeline, ViewerElement, "Custom Elements")}
     assert {"Box center", "Box size", "Box rotation", "Box from Crop Viewport"} <= names
-    before, edited = pipeline._edit.before, pipeline.eval_pictures()
-    was = pipeline._box.box
+    edited, was = pipeline.eval_pictures(), pipeline._box.box
     pipeline.box_center.value = (0.0, 0.0, 50.0)
-    assert torch.equal(pipeline.eval_pictures(), before)
+    assert torch.equal(pipeline.eval_pictures(), source_pictures[:2])
     pipeline.box_center.value = was.center
-    assert torch.equal(pipeline.eval_pictures(), edited) and not torch.equal(edited, before)
+    assert torch.equal(pipeline.eval_pictures(), edited)
+    assert (edited - source_pictures[:2]).abs().mean() > 0.005
 
     pipeline.box_center.value = tuple(value + 0.2 for value in was.center)
     saved, moved = pipeline.get_extra_state(), pipeline._box.box
@@ -458,7 +465,11 @@ def test_edits_of_training_pictures_show_in_the_box_alone(
 @pytest.mark.parametrize("in_a_box", [False, True])
 def test_frozen_geometry_stays_to_the_bit(edit_config: Make, scene_run: Path, in_a_box: bool) -> None:
     region = box_around_the_table(scene_run) if in_a_box else {}
-    trainer = run(edit_config(max_num_iterations=6, pipeline__freeze_geometry=True, **region))
+    trainer = run(
+        edit_config(
+            max_num_iterations=4, pipeline__freeze_geometry=True, pipeline__turntable_frames=0, **region
+        )
+    )
     pipeline = trainer.pipeline
     model = pipeline.model.eval()
     camera = pipeline._edit.cameras[0:1]
