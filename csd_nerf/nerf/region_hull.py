@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from csd_nerf.errors import InputError
 RESOLUTION = 128
 """Voxels along each edge of the grid."""
 COARSE_RESOLUTION = 64
-"""Voxels along each edge of the grid of the first look for where the hull is, over all of the scene."""
-COARSE_CELLS = 16
-"""Cells of a mask, along each side, in that first look."""
+"""The same for the grids in which the hull is looked for."""
+COARSE_CELLS = (16, 32, 64)
+"""Cells of a mask, along each side, in the first look, the second and the third."""
 AGREEING = 0.95
 """Share of the views that see a voxel which must show it white: one mask in twenty may be wrong."""
 SEEING = 0.25
@@ -56,8 +57,9 @@ class Hull:
     def carve(self, cameras: Cameras, read: Read, views: Sequence[int], reach: float) -> None:
         """Make the hull.
 
-        First in a coarse grid over all of the scene, with masks that are widened by more than a voxel so that
-        nothing thin is lost between two of its points; then in a fine grid around what that left.
+        First in a coarse grid over all of the scene, then in grids around what each left. Coarse masks,
+        widened by more than a voxel, go with the coarse grids, lest something thin is lost between two of
+        their points.
 
         Args:
             cameras: (N), as they were trained with, perspective or fisheye.
@@ -69,26 +71,25 @@ class Hull:
             InputError: when no voxel is left, or for other cameras.
         """
 
-        def widened(view: int) -> Tensor:
-            cells = F.adaptive_max_pool2d((read(view) >= 0.5).float()[None], COARSE_CELLS)
-            return F.max_pool2d(cells, 3, stride=1, padding=1)[0]
+        def widened(view: int, cells: int) -> Tensor:
+            coarse = F.adaptive_max_pool2d((read(view) >= 0.5).float()[None], cells)
+            return F.max_pool2d(coarse, 3, stride=1, padding=1)[0]
 
-        everywhere = torch.tensor([[-reach] * 3, [reach] * 3])
-        found = _carved(everywhere, COARSE_RESOLUTION, cameras, widened, views).nonzero()
-        if len(found):
-            voxel = 2 * reach / COARSE_RESOLUTION
-            self.bounds = torch.stack([found.amin(0), found.amax(0) + 1]) * voxel - reach
-            self.occupied = _carved(self.bounds, RESOLUTION, cameras, read, views)
-        if not self.occupied.any():
-            raise InputError(
-                "the masks have no volume in common",
-                expected="white on the same thing in the scene in nearly all masks",
-                got=f"no place that {AGREEING:.0%} of the views which see it show white",
-                hint="see that each mask belongs to its photo and marks the same thing, or give a box: "
-                "--pipeline.region.source box",
-            )
-        # A surface is a layer in a field, not a sheet, and a mask ends in the middle of it.
-        self.occupied = _grown(self.occupied)
+        looks = [(COARSE_RESOLUTION, partial(widened, cells=cells)) for cells in COARSE_CELLS]
+        bounds = torch.tensor([[-reach] * 3, [reach] * 3])
+        for resolution, masks in (*looks, (RESOLUTION, read)):
+            occupied = _carved(bounds, resolution, cameras, masks, views)
+            if not occupied.any():
+                raise InputError(
+                    "the masks have no volume in common",
+                    expected="white on the same thing in the scene in nearly all masks",
+                    got=f"no place that {AGREEING:.0%} of the views which see it show white",
+                    hint="see that each mask belongs to its photo and marks the same thing, or give a box: "
+                    "--pipeline.region.source box",
+                )
+            # A surface is a layer in a field, not a sheet, and a mask ends in the middle of it.
+            self.occupied, self.bounds = _grown(occupied), bounds
+            bounds = _bounds_of(self.occupied, bounds)
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""
@@ -196,6 +197,13 @@ def _carved(
     inside = torch.zeros(len(centers), dtype=torch.bool)
     inside[left] = enough[left]
     return inside.view((resolution,) * 3)
+
+
+def _bounds_of(occupied: Bool[Tensor, "x y z"], bounds: Float[Tensor, "2 3"]) -> Float[Tensor, "2 3"]:
+    """Corners of the occupied part of the grid between `bounds`."""
+    cells = occupied.nonzero()
+    voxel = (bounds[1] - bounds[0]) / occupied.shape[0]
+    return bounds[0] + torch.stack([cells.amin(0), cells.amax(0) + 1]) * voxel
 
 
 def _grown(occupied: Tensor) -> Tensor:

@@ -193,11 +193,11 @@ def test_far_off_the_axis_a_bent_lens_sees_nothing() -> None:
 
 
 def test_the_hull_of_a_balls_silhouettes_is_the_ball() -> None:
-    cameras, middle, radius = ring(40, 128), torch.tensor([0.1, -0.05, 0.08]), 0.15
-    masks = [ball_mask(cameras, view, middle, radius) for view in range(40)]
+    cameras, middle, radius = ring(20, 128), torch.tensor([0.1, -0.05, 0.08]), 0.15
+    masks = [ball_mask(cameras, view, middle, radius) for view in range(20)]
     masks[7] = torch.zeros(128, 128)  # a mistake
     hull = Hull()
-    hull.carve(cameras, masks.__getitem__, _spread(40), reach=2.0)
+    hull.carve(cameras, masks.__getitem__, _spread(20), reach=2.0)
     places = torch.rand(4000, 3) * 3 - 1.5
     near = F.normalize(torch.randn(4000, 3), dim=-1)
     assert hull.contains(middle + near * radius * torch.rand(4000, 1)).all()
@@ -213,10 +213,10 @@ def test_the_hull_of_a_balls_silhouettes_is_the_ball() -> None:
 
 def test_something_thin_is_not_lost() -> None:
     """A ball smaller than a voxel of the grid in which the hull is first looked for."""
-    cameras, middle, radius = ring(20, 128), torch.tensor([0.013, 0.021, -0.017]), 0.012
-    masks = [ball_mask(cameras, view, middle, radius) for view in range(20)]
+    cameras, middle, radius = ring(12, 128), torch.tensor([0.013, 0.021, -0.017]), 0.012
+    masks = [ball_mask(cameras, view, middle, radius) for view in range(12)]
     hull = Hull()
-    hull.carve(cameras, masks.__getitem__, _spread(20), reach=2.0)
+    hull.carve(cameras, masks.__getitem__, _spread(12), reach=2.0)
     assert hull.contains(middle) and not hull.contains(middle + 0.04)
 
 
