@@ -45,9 +45,9 @@ class Options:
     """A captured scene."""
     edits: tuple[str, ...] = ("night", "winter")
     """Which instructions; each has an exact operator."""
-    box_center: Vector = (-0.14, 0.155, -0.28)
+    box_center: Vector = (-0.14, 0.155, -0.29)
     """Middle of the box, in scene coordinates."""
-    box_size: Vector = (0.46, 0.86, 0.34)
+    box_size: Vector = (0.46, 0.86, 0.36)
     """Lengths of its edges."""
     freeze_geometry: bool = False
     """Edit colours only."""
