@@ -75,7 +75,9 @@ class Hull:
             coarse = F.adaptive_max_pool2d((read(view) >= 0.5).float()[None], cells)
             return F.max_pool2d(coarse, 3, stride=1, padding=1)[0]
 
-        looks = [(COARSE_RESOLUTION, partial(widened, cells=cells)) for cells in COARSE_CELLS]
+        looks: list[tuple[int, Read]] = [
+            (COARSE_RESOLUTION, partial(widened, cells=cells)) for cells in COARSE_CELLS
+        ]
         bounds = torch.tensor([[-reach] * 3, [reach] * 3])
         for resolution, masks in (*looks, (RESOLUTION, read)):
             occupied = _carved(bounds, resolution, cameras, masks, views)

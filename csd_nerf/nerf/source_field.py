@@ -70,22 +70,24 @@ class _JoinedFields:
         self._geometry = geometry
         self.everywhere = False
 
-    def __call__(self, samples: RaySamples, compute_normals: bool = False) -> dict[FieldHeadNames, Tensor]:
+    def __call__(
+        self, ray_samples: RaySamples, compute_normals: bool = False
+    ) -> dict[FieldHeadNames, Tensor]:
         everywhere = self._inside is None or self.everywhere
         if everywhere and not self._geometry:
-            return Field.forward(self._edited, samples, compute_normals)
+            return Field.forward(self._edited, ray_samples, compute_normals)
         # As to appearance codes, which the edit takes as evaluation does.
         self._source.train(self._edited.training)
         with torch.no_grad():
-            outputs = dict(self._source(samples, compute_normals))
+            outputs = dict(self._source(ray_samples, compute_normals))
         names = {FieldHeadNames.RGB} if self._geometry else outputs.keys()
         if everywhere:
-            answers = Field.forward(self._edited, samples, compute_normals)
+            answers = Field.forward(self._edited, ray_samples, compute_normals)
             return {**outputs, **{name: answers[name] for name in names}}
         assert self._inside is not None
-        belongs = self._inside(samples.frustums.get_positions())
+        belongs = self._inside(ray_samples.frustums.get_positions())
         if belongs.any():
-            answers = Field.forward(self._edited, samples[belongs], compute_normals)
+            answers = Field.forward(self._edited, ray_samples[belongs], compute_normals)
             for name in names:
                 outputs[name] = outputs[name].index_put((belongs,), answers[name])
         return outputs
