@@ -26,7 +26,6 @@ from benchmarks.captured_edits import Options as CaptureOptions  # noqa: E402
 from benchmarks.captured_edits import ns_train  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
 from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
-from csd_nerf.nerf.region import RegionConfig  # noqa: E402
 from csd_nerf.nerf.region_box import Vector  # noqa: E402
 from csd_nerf.nerf.rendering import render_still  # noqa: E402
 from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
@@ -46,12 +45,10 @@ class Options:
     """A captured scene."""
     edits: tuple[str, ...] = ("night", "winter")
     """Which instructions; each has an exact operator."""
-    box_center: Vector = (-0.14, 0.155, -0.32)
+    box_center: Vector = (-0.14, 0.155, -0.29)
     """Middle of the box, in scene coordinates."""
-    box_size: Vector = (0.46, 0.86, 0.42)
+    box_size: Vector = (0.46, 0.86, 0.36)
     """Lengths of its edges."""
-    preservation: float = RegionConfig.preservation
-    """Weight of what keeps the rest."""
     freeze_geometry: bool = False
     """Edit colours only."""
     steps: int = TINY_EDIT.max_num_iterations
@@ -75,7 +72,6 @@ def main(options: Options) -> None:
             "--pipeline.region.source", "box",
             "--pipeline.region.box-center", *map(str, options.box_center),
             "--pipeline.region.box-size", *map(str, options.box_size),
-            "--pipeline.region.preservation", str(options.preservation),
             "--pipeline.freeze-geometry", str(options.freeze_geometry),
         )  # fmt: skip
         photos, before, after, inside = evaluation_views(run, options.size)

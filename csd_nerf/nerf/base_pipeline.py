@@ -20,8 +20,9 @@ from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running, require_at_least_one
-from csd_nerf.nerf.region import Region, RegionConfig, RegionViews, check_region
+from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
 from csd_nerf.nerf.region_box import BoxControls
+from csd_nerf.nerf.region_hull import Hull
 from csd_nerf.nerf.rendering import holding, render_still
 from csd_nerf.nerf.source_field import keep_source_field
 from csd_nerf.nerf.views import CameraSampler, turntable_cameras, view_size
@@ -48,7 +49,7 @@ class BaseEditPipelineConfig(PromptedPipelineConfig):
     control: ControlConfig = field(default_factory=ControlConfig)
     """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
     region: RegionConfig = field(default_factory=RegionConfig)
-    """Where to edit; the rest is kept."""
+    """Where to edit; elsewhere the source is shown."""
     freeze_geometry: bool = False
     """Edit colours only: densities stay exactly those of the source. Costs a second field."""
     render_size: int = 512
@@ -105,9 +106,11 @@ class BaseEditPipeline(PromptedPipeline):
     def __init__(self, config: BaseEditPipelineConfig, device: str, **options: Any) -> None:
         # First: the parent asks `_configured`, which tells of the box.
         self._box = BoxControls(config.region.box()) if config.region.source == "box" else None
+        self._hull = Hull() if config.region.source == "masks" else None
+        self._where = self._box or self._hull
         super().__init__(config, device, **options)
-        if self._box or config.freeze_geometry:
-            inside = self._box.contains if self._box else None
+        if self._keeps_source:
+            inside = self._where.contains if self._where else None
             keep_source_field(self.model, inside=inside, geometry=config.freeze_geometry)
         self.image_guidance = ViewerNumber("Image guidance", config.guidance.image_guidance)
         self.reset = ViewerButton("Reset to source", cb_hook=lambda _: self._reset_to_source())
@@ -119,18 +122,25 @@ class BaseEditPipeline(PromptedPipeline):
     def _running(self) -> "RunningEdit | None":
         return self._edit
 
+    @property
+    def _keeps_source(self) -> bool:
+        """Whether the source's field has a part in the edited scene."""
+        return self._where is not None or self.config.freeze_geometry
+
     def get_extra_state(self) -> dict[str, Any]:
-        """The parent's, and the box in force."""
+        """The parent's, and where the edit shows."""
         state = super().get_extra_state()
         if self._box:
             state["current"] |= self._box.current()
+        if self._hull:
+            state["hull"] = self._hull.state()
         return state
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """As the parent's, for the box too."""
+        """As the parent's; a hull is the one that was saved, wherever the masks are now."""
         super().set_extra_state(state)
-        if self._box:
-            self._box.apply()
+        if self._hull:
+            self._hull.load_state(state["hull"])
 
     def _configured(self) -> dict[str, Any]:
         guidance = self.config.guidance
@@ -142,9 +152,9 @@ class BaseEditPipeline(PromptedPipeline):
         }
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        """Field and proposal networks, the latter unless geometry is frozen; an edit leaves cameras alone."""
+        """Field and proposal networks, the latter unless they are kept; an edit leaves cameras alone."""
         groups = super().get_param_groups()
-        if self.config.freeze_geometry:
+        if self._keeps_source:
             del groups["proposal_networks"]
         return groups
 
@@ -171,15 +181,13 @@ class BaseEditPipeline(PromptedPipeline):
         self.model.camera_optimizer.requires_grad_(False)
         cameras = self.datamanager.train_dataset.cameras
         sampler = CameraSampler(cameras, config.views_at_once, seed)
-        check_region(config.region, self.model, self.datamanager.train_dataset, config.render_size)
+        if self._where:
+            dataset = self.datamanager.train_dataset
+            find_region(self._where, config.region, self.model, dataset, config.render_size)
         prior = self._load_prior()
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         source_weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
         train_cameras = self.datamanager.train_cameras(height, width)
-        region = None
-        if config.region.source != "none":
-            where = self._box or self.datamanager.train_dataset
-            region = Region(where, self.model, train_cameras, source_weights)
         self._edit = RunningEdit(
             prior=prior,
             sampler=sampler,
@@ -189,7 +197,6 @@ class BaseEditPipeline(PromptedPipeline):
             seed=seed,
             max_steps=max_steps,
             source_weights=source_weights,
-            region=region,
         )
         self._prepare(self._edit)
         # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
@@ -221,17 +228,6 @@ class BaseEditPipeline(PromptedPipeline):
         edit = self._begun()
         with holding(self.model, edit.source_weights):
             return render_still(self.model, edit.cameras, index).depth[None]
-
-    def _region(self, indices: list[int]) -> RegionViews | None:
-        """Where these training views are edited; None is everywhere.
-
-        To be called before a step's rendering: what the viewer says of a box comes into force here, and views
-        that are new are drawn with the source scene's weights. Nothing of it is random.
-        """
-        edit = self._begun()
-        if self._box:
-            self._box.apply()
-        return edit.region(indices) if edit.region else None
 
     def _begun(self) -> "RunningEdit":
         if self._edit is None:
@@ -307,11 +303,14 @@ class BaseEditPipeline(PromptedPipeline):
         if attributes.trainer is None or attributes.optimizers is None or self._edit is None:
             return []
         callbacks = self._picture_callbacks(attributes, self._edit)
-        if self._edit.region is not None:
+        if self._where:
             from csd_nerf.nerf.pictures import save_png
 
-            folder = attributes.trainer.base_dir / "pictures"
-            save_png(self._edit.region.picture(self.config.picture_views), folder / "region.png")
+            with holding(self.model, self._edit.source_weights):
+                picture = region_picture(
+                    self.model, self._edit.cameras, self._where.contains, self.config.picture_views
+                )
+            save_png(picture, attributes.trainer.base_dir / "pictures" / "region.png")
         return callbacks
 
     def _reset_to_source(self) -> None:
@@ -334,7 +333,6 @@ class RunningEdit(Running):
         cameras: all training cameras, cropped to the shape of the views.
         height, width: of the views, in pixels.
         source_weights: of the scene before the edit, on the CPU.
-        region: where to edit; None is everywhere.
         source_latents: latents of the source photos, and `Prior.condition` of them or of the source scene's
             depth, made when first needed.
         before: pictures of the source scene from the evaluation cameras.
@@ -345,6 +343,5 @@ class RunningEdit(Running):
     height: int
     width: int
     source_weights: dict[str, Tensor]
-    region: Region | None
     source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -21,6 +21,7 @@ from csd_nerf.errors import InputError
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, RunningEdit
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.prompted import require, require_at_least_one
+from csd_nerf.nerf.source_field import edited_everywhere
 from csd_nerf.nerf.training_pictures import TrainingPictures, as_bytes
 
 
@@ -109,7 +110,8 @@ class DatasetEditPipeline(BaseEditPipeline):
         )
         # Its average appearance code: what evaluation and the viewer show is what the edit works on.
         self.model.field.eval()
-        outputs = self.model(rays)
+        with edited_everywhere(self.model):
+            outputs = self.model(rays)
         rendered = outputs["rgb"].float()
         levels = outputs["weights_list"], outputs["ray_samples_list"]
         compare = F.l1_loss if config.pixel_loss == "l1" else F.mse_loss
@@ -137,7 +139,9 @@ class DatasetEditPipeline(BaseEditPipeline):
         if len(indices) > 1:
             CONSOLE.print(f"Step {step}: editing {len(indices)} training views")
         with torch.autocast(self.device.type, enabled=False):
-            latents = prior.encode(self.draw(edit.cameras[torch.tensor(indices)]).to(self.device))
+            with edited_everywhere(self.model):
+                views = self.draw(edit.cameras[torch.tensor(indices)])
+            latents = prior.encode(views.to(self.device))
             source, condition = self._source_latents(indices)
             edited = prior.decode(self._edit_latents(latents, source, condition, step))
         self._pictures.replace(indices, edited)

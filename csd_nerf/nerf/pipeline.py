@@ -87,7 +87,6 @@ class EditPipeline(BaseEditPipeline):
         edit = self._begun()
         config = self.config
         indices = edit.sampler(step)
-        region = self._region(indices)
         # Everything random in this step follows from here, so a resumed edit repeats no step differently.
         torch.manual_seed(edit.seed * 1_000_003 + step)
         source, condition = self._source_latents(indices)
@@ -97,7 +96,7 @@ class EditPipeline(BaseEditPipeline):
         self._objective.config.image_guidance = float(self.image_guidance.value)
         with torch.autocast(self.device.type, enabled=False):
             views.images.register_hook(refuse_non_finite)
-            latents = prior.encode(region.composite(views.images) if region else views.images)
+            latents = prior.encode(views.images)
             distilled = self._objective.gradient(
                 latents.detach(),
                 source,
@@ -112,8 +111,6 @@ class EditPipeline(BaseEditPipeline):
             "interlevel_loss": self.model.config.interlevel_loss_mult * views.interlevel,
             "distortion_loss": self.model.config.distortion_loss_mult * views.distortion,
         }
-        if region:
-            losses["preservation"] = config.region.preservation * region.change_outside(views.images)
         statistics = {**distilled.statistics, "unet_evaluations_total": self.unet_evaluations}
         metrics = {name: torch.tensor(float(value)) for name, value in statistics.items()}
         return {}, losses, metrics

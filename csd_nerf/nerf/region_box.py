@@ -62,13 +62,12 @@ class BoxControls:
     """A box, and the viewer's controls for it.
 
     Attributes:
-        box: as it is in force; what the viewer says comes into force by `apply`, between two steps.
         elements: by the name that they should have as public attributes of a pipeline, where nerfstudio's
             viewer looks for them.
     """
 
     def __init__(self, box: Box) -> None:
-        self.box = self._configured = box
+        self._configured = box
         self._center = ViewerVec3("Box center", box.center, step=0.01)
         self._size = ViewerVec3("Box size", box.size, step=0.01)
         self._rotation = ViewerVec3("Box rotation", box.rotation, step=0.01)
@@ -81,12 +80,13 @@ class BoxControls:
             "viewer_control": self._viewer,
         }
 
-    def apply(self) -> None:
-        """Let the viewer's values come into force."""
-        self.box = Box(*(_vector(element.value) for element in (self._center, self._size, self._rotation)))
+    @property
+    def box(self) -> Box:
+        """As the viewer's controls say."""
+        return Box(*(_vector(element.value) for element in (self._center, self._size, self._rotation)))
 
     def contains(self, positions: Tensor) -> Tensor:
-        """Which positions (..., 3) lie in the box now in force, (...)."""
+        """Which positions (..., 3) lie in the box as it is now, (...)."""
         return self.box.contains(positions)
 
     def configured(self) -> dict[str, Vector]:
@@ -94,7 +94,7 @@ class BoxControls:
         return _by_element(self._configured)
 
     def current(self) -> dict[str, Vector]:
-        """What is in force, by the names of the elements."""
+        """What the controls say, by the names of the elements."""
         return _by_element(self.box)
 
     def _take_crop(self) -> None:

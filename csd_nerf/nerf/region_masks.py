@@ -42,12 +42,15 @@ def mask_files(dataset: InputDataset) -> list[Path]:
     return list(files)
 
 
-def check_masks(dataset: InputDataset, *, allow_empty: bool) -> None:
+def check_masks(dataset: InputDataset, *, allow_empty: bool) -> list[bool]:
     """See that every view has a mask of its photo's size with something white in it.
 
     Args:
         dataset: the training split.
         allow_empty: accept views without white, as long as one view has some.
+
+    Returns:
+        Whether each mask has white.
 
     Raises:
         InputError: for masks that are absent, cannot be read, are of another size than their photos, or have
@@ -78,6 +81,7 @@ def check_masks(dataset: InputDataset, *, allow_empty: bool) -> None:
             got=f"nothing brighter than {max(brightest[mask] for mask in empty)} in {names}",
             hint=hint,
         )
+    return [brightest[mask] >= WHITE for mask in masks]
 
 
 def _size_and_brightest(mask: Path) -> tuple[tuple[int, int], int]:

@@ -15,6 +15,8 @@ from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from csd_nerf.nerf.source_field import edited_everywhere
+
 
 @dataclass
 class RenderedViews:
@@ -113,7 +115,7 @@ def render_still(
     *,
     inside: Callable[[Tensor], Tensor] | None = None,
 ) -> StillView:
-    """A view as `render_views` draws it, but that no sample is jittered.
+    """A view from a training camera as the scene is shown; no sample is jittered.
 
     Args:
         model: in training mode, on the cameras' device.
@@ -182,9 +184,11 @@ def _render_rays(model: NerfactoModel, rays: RayBundle, chunk: Tensor) -> tuple[
     """Colours and opacity (R, 4), and the two regularisers, of some rays.
 
     The rays are selected here, not by the caller: the pose correction writes into the bundle it is
-    given, and under checkpointing this function runs twice.
+    given, and under checkpointing this function runs twice. An edit is of the whole scene, wherever it is
+    shown: see `edited_everywhere`.
     """
-    outputs = model(rays[chunk])
+    with edited_everywhere(model):
+        outputs = model(rays[chunk])
     levels = outputs["weights_list"], outputs["ray_samples_list"]
     pixels = torch.cat([outputs["rgb"], outputs["accumulation"]], dim=-1)
     return pixels, interlevel_loss(*levels), distortion_loss(*levels)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from nerfstudio.cameras.rays import RaySamples
@@ -26,6 +26,9 @@ def keep_source_field(model: NerfactoModel, *, inside: Inside | None, geometry: 
     parameters changes the one and spares the other. With two fields both are exact, and what is edited keeps
     the whole capacity.
 
+    The proposal networks are frozen too. They say where along a ray the fields are asked: as long as they
+    are the source's, a ray without a sample in `inside` has the source's colour to the last bit.
+
     The copy is `model.source_field`. It goes into checkpoints, and a model that opens them must have one too.
 
     Args:
@@ -34,30 +37,57 @@ def keep_source_field(model: NerfactoModel, *, inside: Inside | None, geometry: 
         geometry: take densities from the source everywhere, so that only colours change.
     """
     model.source_field = copy.deepcopy(model.field).requires_grad_(False)
-    if geometry:
-        model.proposal_networks.requires_grad_(False)
-    model.field.forward = partial(_joined, model.field, model.source_field, inside, geometry)  # type: ignore[method-assign]
+    model.proposal_networks.requires_grad_(False)
+    model.field.forward = _JoinedFields(model.field, model.source_field, inside, geometry)  # type: ignore[method-assign]
 
 
-def _joined(
-    edited: Field,
-    source: Field,
-    inside: Inside | None,
-    geometry: bool,
-    ray_samples: RaySamples,
-    compute_normals: bool = False,
-) -> dict[FieldHeadNames, Tensor]:
-    """What `Field.forward` returns for (R, S) samples, each answered by the field that it belongs to."""
-    source.train(edited.training)  # as to appearance codes, which the edit takes as evaluation does
-    with torch.no_grad():
-        outputs = dict(source(ray_samples, compute_normals))
-    names = {FieldHeadNames.RGB} if geometry else outputs.keys()
-    if inside is None:
-        answers = Field.forward(edited, ray_samples, compute_normals)
-        return {**outputs, **{name: answers[name] for name in names}}
-    belongs = inside(ray_samples.frustums.get_positions())
-    if belongs.any():
-        answers = Field.forward(edited, ray_samples[belongs], compute_normals)
-        for name in names:
-            outputs[name] = outputs[name].index_put((belongs,), answers[name])
-    return outputs
+@contextmanager
+def edited_everywhere(model: NerfactoModel) -> Iterator[None]:
+    """For a while, let the edited field answer outside of `inside` too: for the renders of an edit step.
+
+    A diffusion model turns a bear to night when the picture turns to night, and hardly when the bear alone
+    may. So the edit is of the whole scene, and where it shows is a matter of looking at it. Where densities
+    are the source's, they stay that. Does nothing to a model without a `source_field`.
+    """
+    fields = model.field.forward
+    if not isinstance(fields, _JoinedFields):
+        yield
+        return
+    fields.everywhere = True
+    try:
+        yield
+    finally:
+        fields.everywhere = False
+
+
+class _JoinedFields:
+    """`Field.forward` for (R, S) samples, each answered by the field that it belongs to."""
+
+    def __init__(self, edited: Field, source: Field, inside: Inside | None, geometry: bool) -> None:
+        self._edited = edited
+        self._source = source
+        self._inside = inside
+        self._geometry = geometry
+        self.everywhere = False
+
+    def __call__(
+        self, ray_samples: RaySamples, compute_normals: bool = False
+    ) -> dict[FieldHeadNames, Tensor]:
+        everywhere = self._inside is None or self.everywhere
+        if everywhere and not self._geometry:
+            return Field.forward(self._edited, ray_samples, compute_normals)
+        # As to appearance codes, which the edit takes as evaluation does.
+        self._source.train(self._edited.training)
+        with torch.no_grad():
+            outputs = dict(self._source(ray_samples, compute_normals))
+        names = {FieldHeadNames.RGB} if self._geometry else outputs.keys()
+        if everywhere:
+            answers = Field.forward(self._edited, ray_samples, compute_normals)
+            return {**outputs, **{name: answers[name] for name in names}}
+        assert self._inside is not None
+        belongs = self._inside(ray_samples.frustums.get_positions())
+        if belongs.any():
+            answers = Field.forward(self._edited, ray_samples[belongs], compute_normals)
+            for name in names:
+                outputs[name] = outputs[name].index_put((belongs,), answers[name])
+        return outputs
