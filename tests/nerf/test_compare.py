@@ -1,0 +1,281 @@
+"""`csd-nerf compare` end to end at its smallest, resumed, with a failure; budgets, report and bad input."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from csd_nerf.cli import main
+from csd_nerf.comparison.budget import Price, method_config, price_of
+from csd_nerf.comparison.command import Compare
+from csd_nerf.comparison.plots import COLOURS, plot
+from csd_nerf.comparison.results import Line, Row, Spread, as_csv, lines_of, spread
+from csd_nerf.comparison.settings import Instruction
+from csd_nerf.distillation.objective import Objective
+from csd_nerf.distillation.presets import preset
+
+RECIPE = """
+machine: {device_type: cpu}
+mixed_precision: false
+pipeline:
+  prior: tiny-instruct
+  render_size: 32
+  picture_size: 32
+  picture_views: 1
+  datamanager: {photo_size: 32}
+for:
+  csd-edit:
+    pipeline: {particles: 2, rays_per_chunk: 1024}
+  in2n-baseline:
+    pipeline:
+      lpips_weight: 0.0
+      steps_per_update: 1
+      datamanager: {train_num_rays_per_batch: 256, patch_size: 1}
+      sampling: {steps: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings of edits that take a moment."""
+    file = tmp_path_factory.mktemp("recipe") / "moment.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def options(scene_run: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Compare:
+    """A comparison of two methods and the edits view by view."""
+    return Compare(
+        output=tmp_path_factory.mktemp("compare") / "out",
+        load_dir=scene_run,
+        prompts=("make it night",),
+        methods=("csd-edit", "in2n-baseline", "per-view"),
+        seeds=(0,),
+        evaluations=(12,),
+        recipe=str(recipe),
+        views=2,
+        per_view_steps=2,
+        turntable_frames=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(options: Compare) -> Path:
+    """What it leaves."""
+    options.run()
+    return options.output
+
+
+def refusal(capsys: Any, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *arguments])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
+    return printed
+
+
+def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
+    results = json.loads((compared / "results.json").read_text())
+    assert [row["status"] for row in results["rows"]] == ["measured"] * 3
+    used = {row["method"]: row["evaluation"]["cost"]["unet_evaluations"] for row in results["rows"]}
+    # 2 views of 5 evaluations a step fit in 12 once; 1 view of 3 steps of 3 as well. The views that are drawn
+    # are edited twice, as a pinhole and as the lens of the photos see them.
+    assert used["csd-edit"] == 10 and used["in2n-baseline"] == 9 and used["per-view"] % (2 * 3) == 0
+    summary = results["summary"]["make it night"]
+    methods = summary["psnr_to_known_edit"]["methods"]
+    assert set(methods) == {"csd-edit", "in2n-baseline", "per-view"}
+    assert summary["psnr_to_known_edit"]["best"] == max(methods, key=lambda name: methods[name]["mean"])
+    table = list(csv.DictReader((compared / "results.csv").open()))
+    assert [row["method"] for row in table] == ["csd-edit", "in2n-baseline", "per-view"]
+    assert float(table[0]["psnr_to_known_edit"]) == pytest.approx(methods["csd-edit"]["mean"])
+
+    page = (compared / "report.html").read_text(encoding="utf8")
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "http" not in page.replace(
+        "http-equiv", ""
+    )
+    assert len(page) < 2_000_000 and "$" not in re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
+    assert page.count("data:video/mp4;base64,") == 4 and page.count('class="compare"') == 3
+    assert page.count("<svg") == 2 and "hf download openai/clip-vit-large-patch14" in page
+    assert "ns-train in2n-baseline" in page and "csd-nerf compare" in page
+
+
+def test_what_is_done_is_not_run_again_and_more_is_added(
+    compared: Path, options: Compare, capsys: Any
+) -> None:
+    made = {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")}
+    figures = {file: file.stat().st_mtime_ns for file in compared.glob("pictures/**/evaluation.json")}
+    assert len(made) == 2 and len(figures) == 3
+    # Killed before it could measure: the edit is not run again.
+    lost = next(file for file in figures if "csd-edit" in str(file))
+    lost.unlink()
+    dataclasses.replace(options, methods=("csd-edit", "in2n-baseline")).run()
+    printed = capsys.readouterr().out
+    assert ": measure, " in printed and ": edit, " not in printed
+    assert {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")} == made
+    assert lost.exists()
+    with pytest.raises(SystemExit):
+        main(["compare", "--output", str(compared), "--prompts", "make it night", "--views", "3"])
+    assert "holds a comparison with other settings" in capsys.readouterr().err
+
+
+def test_a_method_that_fails_is_reported_and_the_others_go_on(
+    options: Compare, recipe: Path, tmp_path: Path, capsys: Any
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    # Fewer cameras than views of a step: what the method itself finds out.
+    broken.write_text(RECIPE.replace("particles: 2", "particles: 40"))
+    changes = {"recipe": str(broken), "evaluations": (200,), "methods": ("csd-edit", "per-view")}
+    asked = dataclasses.replace(options, output=tmp_path / "out", turntable_frames=0, **changes)
+    with pytest.raises(SystemExit) as stop:
+        asked.run()
+    assert stop.value.code == 1
+    rows = json.loads((asked.output / "results.json").read_text())["rows"]
+    assert [(row["method"], row["status"]) for row in rows] == [
+        ("csd-edit", "failed"),
+        ("per-view", "measured"),
+    ]
+    assert "there are not enough cameras" in rows[0]["reason"]
+    page = (asked.output / "report.html").read_text(encoding="utf8")
+    assert "<b>Failed:</b> make it night, csd-edit" in page and "there are not enough cameras" in page
+    assert "1 of 2 measured, 1 failed" in capsys.readouterr().out
+
+
+def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
+    compared: Path, options: Compare, scene_run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run = compared / "runs/make-it-night/csd-edit/seed-0"
+    output = str(tmp_path / "out")
+    other = tmp_path / "other"
+    shutil.copytree(scene_run, other)
+    printed = refusal(capsys, "--output", output, "--load-dir", str(other), "--runs", str(run))
+    assert "edits of different scenes cannot be compared" in printed
+    printed = refusal(capsys, "--output", output, "--runs", str(scene_run))
+    assert "is not an edit" in printed
+    empty = tmp_path / "unfinished"
+    shutil.copytree(run, empty, ignore=shutil.ignore_patterns("*.ckpt"))
+    assert "there is no checkpoint" in refusal(capsys, "--output", output, "--runs", str(empty))
+    printed = refusal(capsys, "--output", output, "--load-dir", str(run), "--prompts", "make it night")
+    assert "is an edit already" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((), "no prompts were given"),
+        (("--prompts", "a", "a"), "--prompts has the same twice"),
+        (("--prompts", "a", "--methods", "magic"), "there is no method magic to compare"),
+        (("--prompts", "a", "--methods", "csd-edit-tiny"), "use csd-edit with --recipe tiny"),
+        (("--prompts", "a", "--evaluations", "10", "5"), "--evaluations cannot be used"),
+        (
+            ("--prompts", "a", "--recipe", "tiny", "--evaluations", "7"),
+            "the budget is too small for csd-edit",
+        ),
+        (("--prompts", "a", "--recipe", "small"), "there is no such recipe"),
+        (("--prompts", "a", "--recipe", "tiny", "--data", "nowhere"), "there is no dataset at"),
+        (("--prompts", "a", "--load-dir", "nowhere"), "there is no run at nowhere"),
+        (("--prompts", "a", "b", "--descriptions", "c"), "--descriptions do not fit"),
+        (("--prompts", "a", "--seeds", "-1"), "--seeds is too small"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    arguments: tuple[str, ...], part: str, tmp_path: Path, capsys: Any
+) -> None:
+    assert part in refusal(capsys, "--output", str(tmp_path / "out"), *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_budgets_buy_whole_pieces_of_work() -> None:
+    prices = {name: price_of(method_config(name, "tiny")) for name in ("csd-edit", "csd-edit-dataset")}
+    prices["in2n-baseline"] = price_of(method_config("in2n-baseline", "tiny"))
+    assert prices == {
+        "csd-edit": Price(4 * 5, 1),
+        "csd-edit-dataset": Price(16 * 20 * 5, 50),
+        "in2n-baseline": Price(20 * 3, 10),
+    }
+    steps = {name: price.steps_for(4800) for name, price in prices.items()}
+    assert steps == {"csd-edit": 240, "csd-edit-dataset": 150, "in2n-baseline": 800}
+    published = {name: price_of(method_config(name, None)) for name in ("sds-edit", "dds-edit", "cds-edit")}
+    particles = method_config("sds-edit", None).pipeline.particles
+    assert [price.evaluations for price in published.values()] == [
+        2 * particles,
+        4 * particles,
+        4 * particles,
+    ]
+
+
+@pytest.mark.parametrize("method", ["sds-edit", "dds-edit", "cds-edit", "pds-edit", "csd-edit"])
+def test_the_price_of_a_step_is_what_the_prior_counts(
+    method: str, tiny_prior: Any, text_to_image_prior: Any, text_to_image_folder: Path
+) -> None:
+    shown = method == "csd-edit"
+    prior = tiny_prior if shown else text_to_image_prior
+    config = method_config(method, "tiny" if shown else None)
+    config.pipeline.prior = "tiny-instruct" if shown else str(text_to_image_folder)
+    config.pipeline.particles = 2
+    latents = torch.randn(2, 4, 16, 16)
+    before = prior.unet_evaluations
+    Objective(preset(method.removesuffix("-edit") if not shown else method), prior).gradient(
+        latents,
+        latents,
+        prior.condition(torch.rand(2, 3, 64, 64)),
+        prompt="a photo at night",
+        source_prompt="a photo",
+        step=0,
+        max_steps=1,
+    )
+    assert price_of(config) == Price(prior.unet_evaluations - before, 1)
+
+
+def row(method: str, seed: int, **figures: float) -> Row:
+    kinds = {
+        name: {"after": value, "better": "higher", "unit": "", "before": None}
+        for name, value in figures.items()
+    }
+    evaluation = {"figures": kinds, "cost": None, "views": {}}
+    return Row("p", method, seed, 10, "measured", "", "", evaluation)
+
+
+def test_means_spreads_and_which_is_best() -> None:
+    assert spread([1.0, None, 3.0]) == Spread(2.0, pytest.approx(2**0.5), 2)
+    assert spread([None]) is None and spread([4.0]) == Spread(4.0, None, 1)
+    rows = [row("a", 0, m=1.0), row("a", 1, m=1.2), row("b", 0, m=1.1), row("b", 1, m=1.3)]
+    rows += [row("c", 0, m=9.0), row("c", 1, m=9.1)]
+    (line,) = lines_of(rows)
+    assert line.best == "c" and not line.as_good("a") and not line.as_good("c")
+    (close,) = lines_of(rows[:4])
+    assert close.best == "b" and close.as_good("a")
+    assert Line("m", "lower", "", None, close.methods).best == "a"
+    assert Line("m", "neither", "", None, close.methods).best is None
+    failed = Row("p, q", "d", 0, 10, "failed", 'said "no"', "", None)
+    read = list(csv.DictReader(as_csv([*rows, failed]).splitlines()))
+    assert read[-1]["prompt"] == "p, q" and read[-1]["m"] == "" and read[-1]["reason"] == 'said "no"'
+
+
+def test_a_plot_shows_every_point_inside_its_axes() -> None:
+    drawn = plot({"a": [[(0, 5)], [(10, 7), (12, 7)]]}, x="cost", y="gain", colours={"a": COLOURS[0]})
+    centres = [tuple(map(float, found)) for found in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    assert len(centres) == 3 and all(62 <= x <= 506 and 12 <= y <= 254 for x, y in centres)
+    assert centres[0][1] > centres[1][1] and "<polyline" in drawn
+    assert plot({"a": []}, x="", y="", colours={}) == ""
+
+
+def test_instructions_have_folders_of_their_own() -> None:
+    names = [
+        Instruction(prompt).folder for prompt in ("make it night", "Make it night!", "夜", "make-it-night")
+    ]
+    assert (
+        names[0] == "make-it-night"
+        and len(set(names)) == 4
+        and all(re.fullmatch(r"[\w-]+", n) for n in names)
+    )
