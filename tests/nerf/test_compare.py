@@ -16,11 +16,13 @@ import torch
 from csd_nerf.cli import main
 from csd_nerf.comparison.budget import Price, method_config, price_of
 from csd_nerf.comparison.command import Compare
+from csd_nerf.comparison.measuring import Measuring, carry_out
 from csd_nerf.comparison.plots import COLOURS, plot
 from csd_nerf.comparison.results import Line, Row, Spread, as_csv, lines_of, spread
 from csd_nerf.comparison.settings import Instruction
 from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.presets import preset
+from csd_nerf.errors import InputError
 
 RECIPE = """
 machine: {device_type: cpu}
@@ -40,6 +42,10 @@ for:
       steps_per_update: 1
       datamanager: {train_num_rays_per_batch: 256, patch_size: 1}
       sampling: {steps: 3}
+  csd-edit-dataset:
+    pipeline:
+      views_per_update: 40  # more than there are cameras, which the method itself finds out
+      descent: {steps: 1}
 """
 
 
@@ -53,17 +59,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(scene_run: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Compare:
-    """A comparison of two methods and the edits view by view."""
+    """A comparison of two methods that work and one that fails."""
     return Compare(
         output=tmp_path_factory.mktemp("compare") / "out",
         load_dir=scene_run,
         prompts=("make it night",),
-        methods=("csd-edit", "in2n-baseline", "per-view"),
+        methods=("csd-edit-dataset", "csd-edit", "in2n-baseline"),
         seeds=(0,),
-        evaluations=(12,),
+        evaluations=(200,),
         recipe=str(recipe),
         views=2,
-        per_view_steps=2,
         turntable_frames=2,
     )
 
@@ -71,7 +76,9 @@ def options(scene_run: Path, recipe: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def compared(options: Compare) -> Path:
     """What it leaves."""
-    options.run()
+    with pytest.raises(SystemExit) as stop:
+        options.run()
+    assert stop.value.code == 1
     return options.output
 
 
@@ -86,68 +93,81 @@ def refusal(capsys: Any, *arguments: str) -> str:
 
 def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
     results = json.loads((compared / "results.json").read_text())
-    assert [row["status"] for row in results["rows"]] == ["measured"] * 3
-    used = {row["method"]: row["evaluation"]["cost"]["unet_evaluations"] for row in results["rows"]}
-    # 2 views of 5 evaluations a step fit in 12 once; 1 view of 3 steps of 3 as well. The views that are drawn
-    # are edited twice, as a pinhole and as the lens of the photos see them.
-    assert used["csd-edit"] == 10 and used["in2n-baseline"] == 9 and used["per-view"] % (2 * 3) == 0
+    failed, *measured = results["rows"]
+    used = {row["method"]: row["evaluation"]["cost"]["unet_evaluations"] for row in measured}
+    # 2 views of 5 evaluations a step; 1 view of 3 steps of 3.
+    assert used == {"csd-edit": 200, "in2n-baseline": 198}
     summary = results["summary"]["make it night"]
     methods = summary["psnr_to_known_edit"]["methods"]
-    assert set(methods) == {"csd-edit", "in2n-baseline", "per-view"}
+    assert set(methods) == set(used)
     assert summary["psnr_to_known_edit"]["best"] == max(methods, key=lambda name: methods[name]["mean"])
     table = list(csv.DictReader((compared / "results.csv").open()))
-    assert [row["method"] for row in table] == ["csd-edit", "in2n-baseline", "per-view"]
-    assert float(table[0]["psnr_to_known_edit"]) == pytest.approx(methods["csd-edit"]["mean"])
+    assert [row["method"] for row in table] == ["csd-edit-dataset", *used]
+    assert float(table[1]["psnr_to_known_edit"]) == pytest.approx(methods["csd-edit"]["mean"])
 
     page = (compared / "report.html").read_text(encoding="utf8")
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "http" not in page.replace(
-        "http-equiv", ""
-    )
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "://" not in page
     assert len(page) < 2_000_000 and "$" not in re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
-    assert page.count("data:video/mp4;base64,") == 4 and page.count('class="compare"') == 3
+    assert page.count("data:video/mp4;base64,") == 3 and page.count('class="compare"') == 2
     assert page.count("<svg") == 2 and "hf download openai/clip-vit-large-patch14" in page
     assert "ns-train in2n-baseline" in page and "csd-nerf compare" in page
 
 
-def test_what_is_done_is_not_run_again_and_more_is_added(
-    compared: Path, options: Compare, capsys: Any
-) -> None:
+def test_a_method_that_fails_is_reported_and_the_others_go_on(compared: Path) -> None:
+    rows = json.loads((compared / "results.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["failed", "measured", "measured"]
+    assert "there are not enough cameras" in rows[0]["reason"]
+    assert str(compared / "logs" / "make-it-night.csd-edit-dataset.seed-0.200.edit.log") in rows[0]["reason"]
+    page = (compared / "report.html").read_text(encoding="utf8")
+    assert "<b>Failed:</b> make it night, csd-edit-dataset" in page and "there are not enough cameras" in page
+
+
+def test_what_is_done_is_not_run_again(compared: Path, options: Compare, capsys: Any) -> None:
     made = {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")}
-    figures = {file: file.stat().st_mtime_ns for file in compared.glob("pictures/**/evaluation.json")}
-    assert len(made) == 2 and len(figures) == 3
+    figures = list(compared.glob("pictures/**/evaluation.json"))
+    assert len(made) == 2 and len(figures) == 2
     # Killed before it could measure: the edit is not run again.
-    lost = next(file for file in figures if "csd-edit" in str(file))
+    lost = next(file for file in figures if "in2n-baseline" in str(file))
     lost.unlink()
     dataclasses.replace(options, methods=("csd-edit", "in2n-baseline")).run()
     printed = capsys.readouterr().out
-    assert ": measure, " in printed and ": edit, " not in printed
+    assert printed.count(": measure, ") == 1 and ": edit, " not in printed and "2 of 2 measured" in printed
     assert {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")} == made
     assert lost.exists()
-    with pytest.raises(SystemExit):
-        main(["compare", "--output", str(compared), "--prompts", "make it night", "--views", "3"])
-    assert "holds a comparison with other settings" in capsys.readouterr().err
+    with pytest.raises(InputError, match="holds a comparison with other settings"):
+        dataclasses.replace(options, views=3).run()
 
 
-def test_a_method_that_fails_is_reported_and_the_others_go_on(
-    options: Compare, recipe: Path, tmp_path: Path, capsys: Any
-) -> None:
-    broken = tmp_path / "broken.yaml"
-    # Fewer cameras than views of a step: what the method itself finds out.
-    broken.write_text(RECIPE.replace("particles: 2", "particles: 40"))
-    changes = {"recipe": str(broken), "evaluations": (200,), "methods": ("csd-edit", "per-view")}
-    asked = dataclasses.replace(options, output=tmp_path / "out", turntable_frames=0, **changes)
-    with pytest.raises(SystemExit) as stop:
-        asked.run()
-    assert stop.value.code == 1
-    rows = json.loads((asked.output / "results.json").read_text())["rows"]
-    assert [(row["method"], row["status"]) for row in rows] == [
-        ("csd-edit", "failed"),
-        ("per-view", "measured"),
-    ]
-    assert "there are not enough cameras" in rows[0]["reason"]
-    page = (asked.output / "report.html").read_text(encoding="utf8")
-    assert "<b>Failed:</b> make it night, csd-edit" in page and "there are not enough cameras" in page
-    assert "1 of 2 measured, 1 failed" in capsys.readouterr().out
+def test_views_edited_one_by_one_are_measured(scene_run: Path, recipe: Path, tmp_path: Path) -> None:
+    measure = Measuring(
+        output=tmp_path / "edited",
+        source_output=tmp_path / "source",
+        instruction="make it night",
+        views=2,
+        size=32,
+        clip="nowhere",
+        scene=scene_run,
+        recipe=str(recipe),
+        steps=2,
+        turntable_frames=2,
+    )
+    carry_out(measure)
+    report = json.loads((tmp_path / "edited" / "evaluation.json").read_text())
+    pictures = report["cost"]["steps"]
+    # The evaluation view and its two neighbours, and once more as the lens sees it; 2 steps of 3 branches.
+    assert pictures >= 3 and report["cost"]["unet_evaluations"] == pictures * 2 * 3
+    assert report["method"] == "per-view" and report["prior"] == "tiny-instruct"
+    change = (
+        report["figures"]["change"]["after"],
+        report["figures"]["reprojection_change_error_short"]["after"],
+    )
+    assert min(change) > 0 and report["known_edit"] == "night"
+    assert (tmp_path / "edited" / "turntable.mp4").exists() and (
+        tmp_path / "source" / "turntable.mp4"
+    ).exists()
+    first = (tmp_path / "edited" / "after-1.jpg").read_bytes()
+    carry_out(dataclasses.replace(measure, seed=1, turntable_frames=0))
+    assert (tmp_path / "edited" / "after-1.jpg").read_bytes() != first
 
 
 def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
