@@ -17,6 +17,7 @@ from csd_nerf.comparison.budget import (
 from csd_nerf.comparison.command import Compare
 from csd_nerf.comparison.given import check_given, check_scene, known_descriptions
 from csd_nerf.comparison.settings import Instruction, Measures, Settings
+from csd_nerf.demo.command import LEAST_FRAMES
 from csd_nerf.errors import InputError
 from csd_nerf.evaluation.command import LEAST_SIZE
 from csd_nerf.nerf.datamanager import check_dataset
@@ -25,9 +26,6 @@ from csd_nerf.priors.folder import is_image_conditioned
 from csd_nerf.priors.loading import check_prior
 from csd_nerf.recipes import find_recipe
 from csd_nerf.scenes.operators import CAPTIONS
-
-LEAST_FRAMES = 8
-"""Of a dataset: the views of a step, and some to evaluate on."""
 
 
 def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, str]]]:

@@ -75,11 +75,14 @@ def _intro(rows: Sequence[Row], methods: Sequence[str], prompts: Sequence[str]) 
 
 
 def _failures(rows: Sequence[Row]) -> str:
-    failed = [row for row in rows if row.status == "failed"]
+    failed: dict[tuple[str, str, int | None], Row] = {}
+    for row in rows:
+        if row.status == "failed":  # at all its budgets, from the one it failed at
+            failed.setdefault((row.prompt, row.method, row.seed), row)
     waiting = sum(row.status == "not run" for row in rows)
     parts = [
         f'<p><b>Failed:</b> {html.escape(_name(row))}</p><p class="failure">{html.escape(row.reason)}</p>'
-        for row in failed
+        for row in failed.values()
     ]
     if waiting:
         parts.append(f"<p><b>Not finished:</b> {waiting} of {len(rows)} measurements are still to come.</p>")

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = """
 machine: {device_type: cpu}
 mixed_precision: false
@@ -299,3 +301,23 @@ def test_instructions_have_folders_of_their_own() -> None:
         and len(set(names)) == 4
         and all(re.fullmatch(r"[\w-]+", n) for n in names)
     )
+
+
+def test_the_table_of_known_edits_replaces_the_one_before() -> None:
+    known_edits = runpy.run_path(str(REPOSITORY / "benchmarks" / "known_edits.py"))
+    methods = {"csd-edit": {"mean": 20.0, "deviation": 0.5}, "per-view": {"mean": 22.0, "deviation": None}}
+    errors = {"methods": {"csd-edit": {"mean": 0.0123, "deviation": 0.001}}}
+    metrics = {
+        "psnr_to_known_edit": {"before": 8.0, "methods": methods},
+        "reprojection_change_error_short": errors,
+    }
+    lines = known_edits["table"](
+        {"commit": "abc", "scenes": {"bear": {"summary": {"make it night": metrics}}}}
+    )
+    assert "| bear | make it night | csd-edit | +12.0 ± 0.5 | 0.012 ± 0.001 |  |" in lines
+    assert "| bear | make it night | per-view | +14.0 |  |  |" in lines
+    text = f"# Results\n{known_edits['BEGIN']}\nold\n{known_edits['END']}\nmore\n"
+    assert known_edits["with_table"](text, "new") == text.replace("old", "new")
+    assert known_edits["BEGIN"] in (REPOSITORY / "docs" / "results.md").read_text()
+    with pytest.raises(InputError, match="no place for the table"):
+        known_edits["with_table"]("# Results", "new")
