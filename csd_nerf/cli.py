@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from csd_nerf.comparison.command import Compare
 from csd_nerf.demo.command import Demo
 from csd_nerf.editors.command import Image, Panorama
 from csd_nerf.editors.video_command import Video
@@ -19,6 +20,7 @@ from csd_nerf.errors import exit_on_input_error
 from csd_nerf.evaluation.command import Evaluate
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "compare": Compare,
     "demo": Demo,
     "evaluate": Evaluate,
     "image": Image,

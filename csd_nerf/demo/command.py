@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ from csd_nerf.errors import EXIT_STATUS_BAD_INPUT, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from csd_nerf.demo.stages import Stage
 
 LEAST_FRAMES = 8
 """Of a captured scene: the four views of an edit step, and some to evaluate on."""
@@ -104,6 +101,7 @@ class Demo:
     def _carry_out(self, settings: Settings, again: str, console: Console) -> None:
         from csd_nerf.demo.child import CommandFailed
         from csd_nerf.demo.page import write_page
+        from csd_nerf.demo.running import report_failure, run_stage
         from csd_nerf.demo.stages import stages_of
         from csd_nerf.display import Display, minutes
 
@@ -115,10 +113,10 @@ class Demo:
                     display.skip(stage)
                     continue
                 try:
-                    _run_stage(stage, progress, display)
+                    run_stage(stage, progress, display)
                 except CommandFailed as failure:
                     display.close()
-                    _report(stage, failure, again, console)
+                    report_failure(stage, failure, again, console)
                     status = EXIT_STATUS_BAD_INPUT if failure.status == EXIT_STATUS_BAD_INPUT else 1
                     raise SystemExit(status) from None
                 display.finish(stage, progress[stage.key].seconds)
@@ -161,47 +159,3 @@ def _checked_prior(prior: str) -> str:
         )
     check_fit("csd-edit", image_conditioned=is_image_conditioned(folder))
     return prior if prior in BUNDLED_PRIORS else str(folder.resolve())
-
-
-def _run_stage(stage: Stage, progress: Progress, display: Any) -> None:
-    from csd_nerf.demo.child import CommandFailed, run_command, step_of
-
-    command, start = stage.next_command()
-    record = progress[stage.key]
-    earlier = record.seconds
-    record.runs += 1
-    progress.save()
-    display.begin(stage, start)
-    began = time.monotonic()
-
-    def watch(line: str) -> None:
-        record.seconds = earlier + time.monotonic() - began
-        steps = step_of(line)
-        if steps is not None:
-            display.update(stage, steps)
-            progress.save()  # a kill loses nothing of it
-
-    log = stage.folder / "logs" / f"{stage.key}.log"
-    try:
-        run_command(command, folder=stage.folder, log=log, watch=watch)
-        if not stage.finished():
-            # nerfstudio ends well, as it sees it, when it is interrupted.
-            raise CommandFailed(1, ["The command ended before its work was done."], log)
-    finally:
-        record.seconds = earlier + time.monotonic() - began
-        progress.save()
-
-
-def _report(stage: Stage, failure: Any, again: str, console: Console) -> None:
-    """Say what failed, why, where to read more, and what to do."""
-    console.print(f"[bold red]Failed:[/bold red] {stage.key} ({_explain(failure.status)})", highlight=False)
-    for line in failure.lines:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"All of its output: {failure.log}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"To go on from there: {again}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _explain(status: int) -> str:
-    if status == -9:
-        return "killed, as the system does when memory runs out"
-    return f"ended by signal {-status}" if status < 0 else f"exit status {status}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,22 +86,53 @@ def open_folder(folder: Path, settings: Settings, defaults: dict[str, Any]) -> N
         defaults: of the command's options, to name the command that goes on with what is there.
 
     Raises:
-        InputError: when the folder cannot be made, holds something else, or a demo with other settings.
+        InputError: see `claim_folder`.
+    """
+
+    def go_on(saved: dict[str, Any], different: list[str]) -> str:
+        return "" if "recipe" in different else command_line(folder, saved, defaults)
+
+    claim_folder(folder, settings.as_json(), what="demo", command="csd-nerf demo", go_on=go_on)
+
+
+def claim_folder(
+    folder: Path,
+    given: dict[str, Any],
+    *,
+    what: str,
+    command: str,
+    go_on: Callable[[dict[str, Any], list[str]], str],
+) -> None:
+    """Make a folder that remembers settings, or see that what is there was made with the same.
+
+    Args:
+        folder: to work in.
+        given: settings, as JSON gives them back.
+        what: the folder holds, such as "demo".
+        command: that makes such folders.
+        go_on: the command that goes on with what is there, from the settings of then and the names of those
+            that differ now; empty when there is none.
+
+    Raises:
+        InputError: when the folder cannot be made, holds something else, or was made with other settings.
     """
     file = folder / "settings.json"
     if file.is_file():
-        _check_same(folder, _read(file), settings.as_json(), defaults)
+        saved = _read(file, given, command)
+        different = [name for name in given if given[name] != saved[name]]
+        if different:
+            raise _different(folder, saved, given, different, what, go_on(saved, different))
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(
-            f"{folder} is not a folder of this demo",
-            expected="a new or empty folder, or one that `csd-nerf demo` made",
+            f"{folder} is not a folder of this {what}",
+            expected=f"a new or empty folder, or one that `{command}` made",
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]),
             hint="pass another --output",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(settings.as_json(), indent=1) + "\n")
+        write_text(file, json.dumps(given, indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{folder} cannot be made",
@@ -110,31 +142,27 @@ def open_folder(folder: Path, settings: Settings, defaults: dict[str, Any]) -> N
         ) from error
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, given: dict[str, Any], command: str) -> dict[str, Any]:
     try:
         saved = json.loads(file.read_text(encoding="utf8"))
-        return {name: saved[name] for name in Settings.__dataclass_fields__}
+        return {name: saved[name] for name in given}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{file} cannot be read",
-            expected="the settings that this version of `csd-nerf demo` wrote",
+            expected=f"the settings that this version of `{command}` wrote",
             got=f"{type(error).__name__}: {error}",
             hint="pass another --output, or remove the folder to begin again",
         ) from error
 
 
-def _check_same(folder: Path, saved: dict[str, Any], given: dict[str, Any], defaults: dict[str, Any]) -> None:
-    different = [name for name in given if given[name] != saved[name]]
-    if not different:
-        return
-    hint = "pass another --output"
-    if "recipe" not in different:
-        hint += f", or go on with it: {command_line(folder, saved, defaults)}"
-    raise InputError(
-        f"{folder} holds a demo with other settings",
-        expected=", ".join(f"{option(name)} {saved[name]!r}" for name in different),
-        got=", ".join(f"{option(name)} {given[name]!r}" for name in different),
-        hint=hint,
+def _different(
+    folder: Path, saved: dict[str, Any], given: dict[str, Any], names: list[str], what: str, go_on: str
+) -> InputError:
+    return InputError(
+        f"{folder} holds a {what} with other settings",
+        expected=", ".join(f"{option(name)} {saved[name]!r}" for name in names),
+        got=", ".join(f"{option(name)} {given[name]!r}" for name in names),
+        hint="pass another --output" + (f", or go on with it: {go_on}" if go_on else ""),
     )
 
 

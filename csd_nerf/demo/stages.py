@@ -89,10 +89,10 @@ class NerfstudioStage(Stage):
     run_folder = ""
 
     def finished(self) -> bool:
-        newest = self._newest_checkpoint()
+        newest = self.newest_checkpoint()
         return newest is not None and newest[1] >= self.total
 
-    def _newest_checkpoint(self) -> tuple[str, int] | None:
+    def newest_checkpoint(self) -> tuple[str, int] | None:
         """The newest whole checkpoint, relative to the demo's folder, and the steps that are in it."""
         found = whole_checkpoints(self.folder / self.run_folder / "nerfstudio_models")
         if not found:
@@ -100,7 +100,7 @@ class NerfstudioStage(Stage):
         step, file = next(reversed(found.items()))
         return file.relative_to(self.folder).as_posix(), step + 1
 
-    def _output(self) -> list[str]:
+    def output_options(self) -> list[str]:
         """Options that keep all runs of the stage in one folder, without a viewer, one line a report."""
         runs, experiment, _, timestamp = self.run_folder.split("/")
         return [
@@ -128,7 +128,7 @@ class TrainScene(NerfstudioStage):
         return self._command([], self.total)
 
     def next_command(self) -> tuple[list[str], int]:
-        newest = self._newest_checkpoint()
+        newest = self.newest_checkpoint()
         if newest is None:
             return self.command(), 0
         checkpoint, done = newest
@@ -138,7 +138,7 @@ class TrainScene(NerfstudioStage):
     def _command(self, start: list[str], steps: int) -> list[str]:
         data = ["--data", self.settings.data or SCENE]
         head = ["ns-train", "csd-nerfacto-tiny", *data, *start, "--max-num-iterations", str(steps)]
-        return [*head, *self.recipe.train_arguments, *self._output()]
+        return [*head, *self.recipe.train_arguments, *self.output_options()]
 
 
 class EditScene(NerfstudioStage):
@@ -160,7 +160,7 @@ class EditScene(NerfstudioStage):
         return self._command([*start, "--pipeline.prior", self.settings.prior])
 
     def next_command(self) -> tuple[list[str], int]:
-        newest = self._newest_checkpoint()
+        newest = self.newest_checkpoint()
         if newest is None:
             return self.command(), 0
         return self._command(["--load-dir", self.run_folder]), newest[1]
@@ -169,7 +169,7 @@ class EditScene(NerfstudioStage):
         head = ["ns-train", "csd-edit-tiny", *start, "--max-num-iterations", str(self.total)]
         # The last stage draws the turntable, beside that of the scene before the edit.
         own = ["--pipeline.turntable-frames", "0", "--logging.steps-per-log", "1"]
-        return [*head, *self.recipe.edit_arguments, *self._output(), *own]
+        return [*head, *self.recipe.edit_arguments, *self.output_options(), *own]
 
 
 class DrawPictures(Stage):

@@ -18,7 +18,7 @@ from csd_nerf.evaluation.figures import Evaluation
 from csd_nerf.evaluation.measure import DrawnEdit, KnownEdit, load_networks, measure
 from csd_nerf.evaluation.pixels import psnr
 from csd_nerf.evaluation.renders import render_with_depth
-from csd_nerf.evaluation.reprojection import TOLERANCE
+from csd_nerf.evaluation.reprojection import TOLERANCE, Views
 from csd_nerf.evaluation.viewpoints import Viewpoints, choose_viewpoints
 from csd_nerf.evaluation.weights import CLIP
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline
@@ -42,6 +42,8 @@ class Settings:
             of an edit that was itself asked for with descriptions.
         clip: hub id or folder.
         download: fetch weights that are not on this machine.
+        instruction: whose exact operator the edit is compared with; empty takes the prompt. An edit that was
+            asked for with a description was meant to follow an instruction, too.
     """
 
     views: int = 12
@@ -50,6 +52,7 @@ class Settings:
     source_text: str = ""
     clip: str = CLIP
     download: bool = False
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,16 @@ def evaluate(run: EditedRun, settings: Settings, say: Say) -> Evaluation:
         settings: how.
         say: for a display.
     """
-    drawing = draw_edit(run.pipeline, settings, say)
+    return evaluate_drawing(run, draw_edit(run.pipeline, settings, say), settings, say)
+
+
+def evaluate_drawing(run: EditedRun, drawing: Drawing, settings: Settings, say: Say) -> Evaluation:
+    """Measure an edited run that was drawn; see `evaluate`."""
     say("measuring")
     networks = load_networks(run.pipeline.device, clip=settings.clip, download=settings.download)
     cost = read_cost(run.folder)
     return Evaluation(
-        facts={**_run_facts(run), **_view_facts(drawing), "versions": versions()},
+        facts={**_run_facts(run), **view_facts(drawing), "versions": versions()},
         figures=measure(drawing.edit, networks),
         cost=dataclasses.asdict(cost) if cost else None,
     )
@@ -120,40 +127,76 @@ def draw_edit(pipeline: BaseEditPipeline, settings: Settings, say: Say) -> Drawi
     Raises:
         InputError: when the source scene is gone.
     """
-    manager, config = pipeline.datamanager, pipeline.config
-    size = view_size(manager.train_dataset.cameras, settings.size or config.picture_size, 1)
-    cameras, indices = manager.eval_cameras(*size, settings.views)
-    viewpoints = choose_viewpoints(cameras, manager.train_cameras(*size))
-    answers = answers_to(pipeline.prompt.value)
-    # Photos have the lens's distortion: what is compared with them is drawn with it, by `pipeline.draw`.
-    count = len(viewpoints.cameras) + (len(cameras) if answers else 0)
-
-    say(f"drawing the edited scene, {count} views")
-    after = render_with_depth(pipeline.model, viewpoints.cameras)
-    edited = pipeline.draw(cameras) if answers else None
-    say(f"drawing the scene before the edit, {count} views")
+    shown = EvaluationViews(pipeline, settings)
+    say(f"drawing the edited scene, {shown.count} views")
+    after = shown.draw()
+    say(f"drawing the scene before the edit, {shown.count} views")
     with source_scene(pipeline):
-        before = render_with_depth(pipeline.model, viewpoints.cameras)
-        unedited = pipeline.draw(cameras) if answers else None
-    known = None
-    if edited is not None and unedited is not None:
-        photos = manager.eval_photos(indices, *size).cpu()
-        known = nearest_answer(answers, photos, unedited, edited)
+        before = shown.draw()
+    return shown.compare(before, after)
 
-    text, source_text = settings.text, settings.source_text
-    if isinstance(config, EditPipelineConfig) and config.source_prompt:
-        text, source_text = text or pipeline.prompt.value, source_text or config.source_prompt
-    edit = DrawnEdit(
-        before=before,
-        after=after,
-        count=viewpoints.count,
-        short=viewpoints.short,
-        long=viewpoints.long,
-        known=known,
-        source_text=source_text,
-        text=text,
-    )
-    return Drawing(edit, viewpoints, manager.eval_names(indices))
+
+@dataclass(frozen=True)
+class Drawn:
+    """A scene from the cameras of `EvaluationViews`.
+
+    Attributes:
+        views: as pinhole cameras see it.
+        photographed: (E, 3, H, W), 0..1, with the distortion of the lens, as the evaluation photos have it;
+            None where there is no known edit to compare with.
+    """
+
+    views: Views
+    photographed: Tensor | None
+
+
+class EvaluationViews:
+    """The cameras from which a scene is drawn before and after an edit, and what it is compared with.
+
+    Args:
+        pipeline: of the edit; whatever scene it holds is drawn.
+        settings: views, size and descriptions.
+    """
+
+    def __init__(self, pipeline: BaseEditPipeline, settings: Settings) -> None:
+        manager, config = pipeline.datamanager, pipeline.config
+        size = view_size(manager.train_dataset.cameras, settings.size or config.picture_size, 1)
+        self._pipeline, self._settings, self._size = pipeline, settings, size
+        self._cameras, self._indices = manager.eval_cameras(*size, settings.views)
+        self._viewpoints = choose_viewpoints(self._cameras, manager.train_cameras(*size))
+        self._answers = answers_to(settings.instruction or pipeline.prompt.value)
+
+    @property
+    def count(self) -> int:
+        """Views that are drawn of a scene."""
+        return len(self._viewpoints.cameras) + (len(self._cameras) if self._answers else 0)
+
+    def draw(self) -> Drawn:
+        """The scene that the pipeline holds now."""
+        views = render_with_depth(self._pipeline.model, self._viewpoints.cameras)
+        return Drawn(views, self._pipeline.draw(self._cameras) if self._answers else None)
+
+    def compare(self, before: Drawn, after: Drawn) -> Drawing:
+        """What is measured of an edit: the scene before it and after it."""
+        pipeline, settings, manager = self._pipeline, self._settings, self._pipeline.datamanager
+        known = None
+        if before.photographed is not None and after.photographed is not None:
+            photos = manager.eval_photos(self._indices, *self._size).cpu()
+            known = nearest_answer(self._answers, photos, before.photographed, after.photographed)
+        text, source_text, config = settings.text, settings.source_text, pipeline.config
+        if isinstance(config, EditPipelineConfig) and config.source_prompt:
+            text, source_text = text or pipeline.prompt.value, source_text or config.source_prompt
+        edit = DrawnEdit(
+            before=before.views,
+            after=after.views,
+            count=self._viewpoints.count,
+            short=self._viewpoints.short,
+            long=self._viewpoints.long,
+            known=known,
+            source_text=source_text,
+            text=text,
+        )
+        return Drawing(edit, self._viewpoints, manager.eval_names(self._indices))
 
 
 def nearest_answer(
@@ -198,7 +241,8 @@ def _run_facts(run: EditedRun) -> dict[str, Any]:
     }
 
 
-def _view_facts(drawing: Drawing) -> dict[str, Any]:
+def view_facts(drawing: Drawing) -> dict[str, Any]:
+    """What was drawn: views, size, baselines, descriptions."""
     edit, viewpoints = drawing.edit, drawing.viewpoints
     height, width = edit.after.images.shape[-2:]
     return {

@@ -60,12 +60,13 @@ def _row(figure: Figure) -> tuple[str, ...]:
     return (
         f"{figure.name} [{figure.unit}]" if figure.unit else figure.name,
         ARROWS[figure.better],
-        "" if figure.before is None else _number(figure.before),
-        _number(figure.after),
-        "" if figure.deviation is None else _number(figure.deviation),
+        "" if figure.before is None else number(figure.before),
+        number(figure.after),
+        "" if figure.deviation is None else number(figure.deviation),
         str(figure.count),
     )
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure with as many digits as say something."""
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -138,8 +138,9 @@ class PromptedTrainerConfig(SceneTrainerConfig):
                 got=repr(self.pipeline.prompt),
                 hint=self._other_prompt_hint(saved),
             )
+        given = options_given(sys.argv[1:])
         for name in _CONTINUED:
-            if getattr(self, name) == getattr(default, name):
+            if name not in given and getattr(self, name) == getattr(default, name):
                 setattr(self, name, getattr(saved, name))
         self.recipe = self.recipe or saved.recipe
         self.machine = adopt(self.machine, default.machine, saved.machine)

@@ -1,37 +1,43 @@
 "use strict";
-const compare = document.querySelector(".compare"), range = compare.querySelector("input");
-function split(percent) {
-  range.value = percent;
-  compare.style.setProperty("--split", range.value + "%");
-}
-function follow(event) {
-  const box = compare.getBoundingClientRect();
-  split(100 * (event.clientX - box.left) / box.width);
-}
-range.addEventListener("input", () => split(range.value));
-compare.addEventListener("pointerdown", (event) => {
-  compare.setPointerCapture(event.pointerId);
-  range.focus({ preventScroll: true });
-  follow(event);
-});
-compare.addEventListener("pointermove", (event) => { if (event.buttons) follow(event); });
-
-// Two clips drift apart in time.
-const [leading, led] = compare.querySelectorAll("video");
-if (led) {
-  leading.addEventListener("timeupdate", () => {
-    if (Math.abs(led.currentTime - leading.currentTime) > 0.1) led.currentTime = leading.currentTime;
+for (const compare of document.querySelectorAll(".compare")) {
+  const range = compare.querySelector("input");
+  const split = (percent) => {
+    range.value = percent;
+    compare.style.setProperty("--split", range.value + "%");
+  };
+  const follow = (event) => {
+    const box = compare.getBoundingClientRect();
+    split(100 * (event.clientX - box.left) / box.width);
+  };
+  range.addEventListener("input", () => split(range.value));
+  compare.addEventListener("pointerdown", (event) => {
+    compare.setPointerCapture(event.pointerId);
+    range.focus({ preventScroll: true });
+    follow(event);
   });
+  compare.addEventListener("pointermove", (event) => { if (event.buttons) follow(event); });
+  const views = compare.parentElement.querySelectorAll(".views button");
+  for (const view of views) {
+    view.addEventListener("click", () => {
+      for (const other of views) other.setAttribute("aria-pressed", other === view);
+      compare.querySelector(".before").src = view.dataset.before;
+      compare.querySelector(".after").src = view.querySelector("img").src;
+    });
+  }
 }
 
-const views = document.querySelectorAll(".views button");
-for (const view of views) {
-  view.addEventListener("click", () => {
-    for (const other of views) other.setAttribute("aria-pressed", other === view);
-    compare.querySelector(".before").src = view.dataset.before;
-    compare.querySelector(".after").src = view.querySelector("img").src;
-  });
+// Clips side by side drift apart in time: all follow the first.
+for (const group of document.querySelectorAll(".compare, .together")) {
+  const [leading, ...led] = group.querySelectorAll("video");
+  for (const clip of led) {
+    leading.addEventListener("timeupdate", () => {
+      if (Math.abs(clip.currentTime - leading.currentTime) > 0.1) clip.currentTime = leading.currentTime;
+    });
+    leading.addEventListener("pause", () => clip.pause());
+    leading.addEventListener("play", () => clip.play().catch(() => {}));
+  }
 }
+
 for (const button of document.querySelectorAll(".command button")) {
   const code = button.parentElement.querySelector("code");
   const say = (what) => {

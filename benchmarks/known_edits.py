@@ -1,0 +1,170 @@
+"""How well, and how consistently, methods make edits whose answer is known: `csd-nerf compare` on two scenes.
+
+    python benchmarks/known_edits.py --out results/known
+    python benchmarks/known_edits.py --out results/known --data SCENE --docs docs/results.md
+
+On the rendered still life and, where `--data` names one, on a captured scene. Results are kept as
+known_edits.json with the commit that made them; `--docs` writes them as a table between its two markers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from csd_nerf.comparison.command import Compare  # noqa: E402
+from csd_nerf.errors import InputError, exit_on_input_error  # noqa: E402
+from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION  # noqa: E402
+
+BEGIN, END = "<!-- known-edits: begin -->", "<!-- known-edits: end -->"
+GAIN, CONSISTENCY = (
+    "psnr_to_known_edit",
+    ("reprojection_change_error_short", "reprojection_change_error_long"),
+)
+
+
+@dataclass
+class Options:
+    """What to run."""
+
+    out: Path
+    """Folder for the comparisons and known_edits.json."""
+    data: Path | None = None
+    """A captured scene, beside the still life."""
+    edits: tuple[str, ...] = ("night", "winter", "tint")
+    """Names of exact operators, and tint, which is ambiguous."""
+    methods: tuple[str, ...] = ("csd-edit", "csd-edit-dataset", "in2n-baseline", "per-view")
+    """What is compared."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the edits."""
+    evaluations: tuple[int, ...] = (1600, 4800)
+    """Budgets in U-Net evaluations."""
+    recipe: str = "tiny"
+    """Of all methods."""
+    docs: Path | None = None
+    """Markdown file to write the table into."""
+
+
+def main(options: Options) -> None:
+    """Compare, keep the results, and write the table."""
+    scenes = (
+        {"still life": None}
+        if options.data is None
+        else {"still life": None, options.data.name: options.data}
+    )
+    results: dict[str, Any] = {"commit": commit(), "scenes": {}}
+    failed = False
+    for name, data in scenes.items():
+        comparison = Compare(
+            output=options.out / name.replace(" ", "-"),
+            data=data,
+            prompts=tuple(instruction(edit) for edit in options.edits),
+            methods=options.methods,
+            seeds=options.seeds,
+            evaluations=options.evaluations,
+            recipe=options.recipe,
+        )
+        try:
+            comparison.run()
+        except SystemExit:
+            failed = True  # said by the comparison; the other scene goes on
+        file = comparison.output / "results.json"
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf8"))
+            results["scenes"][name] = {"command": found["command"], "summary": found["summary"]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    write(options.out / "known_edits.json", json.dumps(results, indent=1) + "\n")
+    if options.docs is not None:
+        write(options.docs, with_table(options.docs.read_text(encoding="utf8"), table(results)))
+    print(table(results))
+    if failed:
+        raise SystemExit(1)
+
+
+def instruction(edit: str) -> str:
+    """What asks for an edit.
+
+    Raises:
+        InputError: its answer is not known.
+    """
+    known = {name: operator.instruction for name, operator in OPERATORS.items()} | {"tint": TINT_INSTRUCTION}
+    if edit not in known:
+        raise InputError(
+            "there is no such edit", expected=", ".join(known), got=repr(edit), hint="check --edits"
+        )
+    return known[edit]
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + where files differ from it; empty outside of a repository."""
+    described = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip()
+
+
+def table(results: dict[str, Any]) -> str:
+    """Gain in dB towards the known edit, and inconsistency of the change, mean ± deviation over the seeds."""
+    lines = [
+        f"At commit `{results['commit']}`; mean ± standard deviation over the seeds, at the last budget.",
+        "",
+        "| scene | instruction | method | gain (dB) | change error, 8 degrees | 30 degrees |",
+        "|---|---|---|---|---|---|",
+    ]
+    for scene, found in results["scenes"].items():
+        for prompt, metrics in found["summary"].items():
+            for method, gain in metrics.get(GAIN, {}).get("methods", {}).items():
+                errors = [metrics.get(name, {}).get("methods", {}).get(method) for name in CONSISTENCY]
+                cells = [
+                    cell(gain, ".1f", metrics[GAIN]["before"], "+"),
+                    *(cell(error, ".3f") if error else "" for error in errors),
+                ]
+                lines.append(f"| {scene} | {prompt} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(found: dict[str, Any], form: str, before: float = 0.0, sign: str = "") -> str:
+    """A mean with its deviation, as the difference to what it was before."""
+    deviation = "" if found["deviation"] is None else f" ± {found['deviation']:{form}}"
+    return f"{found['mean'] - before:{sign}{form}}{deviation}"
+
+
+def with_table(text: str, lines: str) -> str:
+    """A markdown text with the table between its two markers.
+
+    Raises:
+        InputError: the markers are not there.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(
+            "there is no place for the table",
+            expected=f"{BEGIN} and, further down, {END}, once each",
+            got="a text without them",
+            hint="add both lines where the table is to be",
+        )
+    return f"{text[: text.index(BEGIN)]}{BEGIN}\n{lines}\n{text[text.index(END) :]}"
+
+
+def write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(f".{file.name}")
+    partial.write_text(text, encoding="utf8")
+    os.replace(partial, file)
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main(tyro.cli(Options))

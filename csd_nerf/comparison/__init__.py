@@ -1,0 +1,1 @@
+"""Methods of editing compared on one scene at equal cost."""

@@ -1,0 +1,196 @@
+"""From the options of `csd-nerf compare` to settings that can be carried out; the rest is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csd_nerf.comparison.budget import (
+    EDITING,
+    PER_VIEW,
+    method_config,
+    needs_descriptions,
+    price_of,
+    steps_for,
+)
+from csd_nerf.comparison.command import Compare
+from csd_nerf.comparison.given import check_given, check_scene, known_descriptions
+from csd_nerf.comparison.settings import Instruction, Measures, Settings
+from csd_nerf.demo.command import LEAST_FRAMES
+from csd_nerf.errors import InputError
+from csd_nerf.evaluation.command import LEAST_SIZE
+from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.runs import find_run
+from csd_nerf.priors.folder import is_image_conditioned
+from csd_nerf.priors.loading import check_prior
+from csd_nerf.recipes import find_recipe
+from csd_nerf.scenes.operators import CAPTIONS
+
+
+def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, str]]]:
+    """What the options ask for, and the edits that were made elsewhere.
+
+    Raises:
+        InputError: for the first thing that cannot be done.
+    """
+    _check_numbers(options)
+    _check_methods(options)
+    source = check_scene(options.load_dir) if options.load_dir is not None else None
+    given, source = check_given(options.runs, source)
+    instructions = _instructions(options)
+    methods = options.methods if instructions else ()
+    recipe = _recipe(options.recipe)
+    source_description = options.source_description
+    if not source_description and all(entry.prompt in known_descriptions() for entry in instructions):
+        source_description = CAPTIONS["identity"]
+    for method in methods:
+        _check_method(method, recipe, options, instructions, source_description)
+    data = None if options.data is None else options.data.expanduser().resolve()
+    _check_data(data, source)
+    measures = Measures(
+        data=None if data is None else str(data),
+        source=None if source is None else str(source),
+        train_steps=options.train_steps,
+        recipe=recipe,
+        evaluations=options.evaluations,
+        views=options.views,
+        size=options.size or method_config("csd-edit", recipe).pipeline.picture_size,
+        source_description=source_description,
+        clip=options.clip,
+        per_view_steps=options.per_view_steps,
+        turntable_frames=options.turntable_frames,
+    )
+    settings = Settings(measures, instructions, methods, options.seeds, tuple(given), options.download)
+    return settings, given
+
+
+def _check_numbers(options: Compare) -> None:
+    for name, least in (("views", 1), ("per_view_steps", 1), ("train_steps", 1), ("turntable_frames", 0)):
+        _at_least(name, getattr(options, name), least)
+    if options.size is not None:
+        _at_least("size", options.size, LEAST_SIZE)
+    for seed in options.seeds:
+        _at_least("seeds", seed, 0)
+    for name in ("prompts", "methods", "seeds"):
+        _different(name, getattr(options, name))
+    budgets = options.evaluations
+    rising = all(earlier < later for earlier, later in zip(budgets, budgets[1:], strict=False))
+    if not budgets or not rising or budgets[0] < 1:
+        raise InputError(
+            "--evaluations cannot be used",
+            expected="one or more budgets of at least 1 U-Net evaluation, rising",
+            got=" ".join(map(str, budgets)) or "none",
+            hint="write the smallest first: --evaluations 1600 4800",
+        )
+    if not options.seeds:
+        raise InputError(
+            "no seed was given", expected="at least one", got="none", hint="leave out --seeds for 0 1 2"
+        )
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        flag = f"--{name.replace('_', '-')}"
+        raise InputError(
+            f"{flag} is too small", expected=f"at least {least}", got=str(value), hint=f"leave out {flag}"
+        )
+
+
+def _different(name: str, values: Sequence[Any]) -> None:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise InputError(
+            f"--{name} has the same twice",
+            expected="different ones",
+            got=repr(twice[0]),
+            hint="leave out one of them",
+        )
+
+
+def _check_methods(options: Compare) -> None:
+    unknown = [method for method in options.methods if method not in (*EDITING, PER_VIEW)]
+    if unknown:
+        hint = "check the spelling"
+        if unknown[0] == "csd-edit-tiny":
+            hint = "use csd-edit with --recipe tiny, which is the same"
+        raise InputError(
+            f"there is no method {unknown[0]} to compare",
+            expected=", ".join((*EDITING, PER_VIEW)),
+            got=repr(unknown[0]),
+            hint=hint,
+        )
+    if not options.prompts and not options.runs:
+        raise InputError(
+            "no prompts were given",
+            expected="what to change, in words, each in quotes",
+            got="neither --prompts nor --runs",
+            hint='add --prompts "make it night" "make it winter"',
+        )
+    if any(not prompt.strip() for prompt in options.prompts):
+        raise InputError(
+            "a prompt is empty", expected="what to change, in words", got="''", hint="leave it out"
+        )
+
+
+def _instructions(options: Compare) -> tuple[Instruction, ...]:
+    described = options.descriptions
+    if described and len(described) != len(options.prompts):
+        raise InputError(
+            "--descriptions do not fit --prompts",
+            expected=f"one for each of the {len(options.prompts)} prompts, in their order",
+            got=f"{len(described)}",
+            hint='give each in quotes, or "" for one that has none',
+        )
+    known = known_descriptions()
+    return tuple(
+        Instruction(prompt, (described[place] if described else "") or known.get(prompt, ""))
+        for place, prompt in enumerate(options.prompts)
+    )
+
+
+def _recipe(recipe: str | None) -> str | None:
+    """Its name, or the whole path of a file: commands run in another folder."""
+    if recipe is None:
+        return None
+    file = find_recipe(recipe)
+    return recipe if file.stem == recipe else str(file.resolve())
+
+
+def _check_method(
+    method: str,
+    recipe: str | None,
+    options: Compare,
+    instructions: Sequence[Instruction],
+    source_description: str,
+) -> None:
+    config = method_config("in2n-baseline" if method == PER_VIEW else method, recipe)
+    folder = check_prior(config.pipeline.prior)
+    if folder is not None:
+        config.pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
+    if method == PER_VIEW:
+        return
+    price = price_of(config)
+    for evaluations in options.evaluations:
+        steps_for(method, price, evaluations)
+    if needs_descriptions(config):
+        missing = [entry.prompt for entry in instructions if not entry.description]
+        if missing or not source_description:
+            raise InputError(
+                f"{method} asks a model that is told what a picture shows, not what to change",
+                expected="--descriptions for all prompts, and --source-description",
+                got=f"no description of {missing[0]!r}" if missing else "no --source-description",
+                hint='add them: --descriptions "a bear at night" --source-description "a bear"',
+            )
+
+
+def _check_data(data: Path | None, source: Path | None) -> None:
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    if data is not None:
+        check_dataset(data, NerfstudioDataParserConfig(), at_least=LEAST_FRAMES)
+    elif source is not None:
+        config: Any = find_run(source).config
+        manager = None if config is None else config.pipeline.datamanager
+        dataset = manager and (config.data or manager.data or manager.dataparser.data)
+        check_dataset(dataset, manager.dataparser if manager else NerfstudioDataParserConfig())

@@ -1,0 +1,110 @@
+"""A comparison as it goes on: a live table on a terminal; a line per command elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from csd_nerf.comparison.jobs import Job
+from csd_nerf.demo.stages import Stage
+from csd_nerf.display import minutes
+
+
+class LiveTable:
+    """One row for each instruction and method, over all seeds.
+
+    Args:
+        scene: stages that come before the edits.
+        jobs: the edits.
+        console: to show it on.
+    """
+
+    def __init__(self, scene: Sequence[Stage], jobs: Sequence[Job], console: Console) -> None:
+        self._console, self._jobs = console, jobs
+        self._done = [job.finished() for job in jobs]
+        self._failed: dict[int, str] = {}
+        self._seconds = [0.0 for _ in jobs]
+        self._job: int | None = None
+        self._now = ""
+        self._has_scene = bool(scene)
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
+
+    def __enter__(self) -> LiveTable:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def turn_to(self, job: int | None) -> None:
+        """What follows belongs to a job, or to the scene."""
+        self._job, self._now = job, ""
+
+    def begin(self, stage: Stage, start: int) -> None:
+        """A command is starting up; `start` steps were done before."""
+        self._now = f"{stage.title}: starting"
+        where = f", from {start}" if start else ""
+        self._say(f"{self._name()}: {stage.title}, {stage.total} {stage.unit}{where} ...")
+
+    def update(self, stage: Stage, steps: float) -> None:
+        """So many steps are done."""
+        self._now = f"{stage.title}: {int(steps)}/{stage.total} {stage.unit}"
+
+    def finish(self, job: int, seconds: float) -> None:
+        """All commands of a job are done."""
+        self._done[job], self._seconds[job] = True, seconds
+        self._say(f"{self._name()}: done in {minutes(seconds)}")
+
+    def fail(self, job: int, reason: str) -> None:
+        """A command of a job failed."""
+        self._failed[job] = reason
+        self._say(f"{self._name()}: failed: {reason}")
+
+    def _name(self) -> str:
+        if self._job is None:
+            return "scene"
+        job = self._jobs[self._job]
+        seed = "" if job.seed is None else f", seed {job.seed}"
+        return f"[{self._job + 1}/{len(self._jobs)}] {job.instruction.prompt}, {job.method}{seed}"
+
+    def _say(self, line: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in ("instruction", "method", "edits done", "now"):
+            table.add_column(heading)
+        if self._has_scene and self._job is None:
+            table.add_row("", "the scene", "", self._now)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for number, job in enumerate(self._jobs):
+            groups.setdefault((job.instruction.prompt, job.method), []).append(number)
+        for (prompt, method), numbers in groups.items():
+            table.add_row(Text(prompt), Text(method), self._count(numbers), self._state(numbers))
+        return table
+
+    def _count(self, numbers: Sequence[int]) -> str:
+        return f"{sum(self._done[number] for number in numbers)} of {len(numbers)}"
+
+    def _state(self, numbers: Sequence[int]) -> Text:
+        job = self._job
+        if job is not None and job in numbers and job not in self._failed and not self._done[job]:
+            seed = self._jobs[job].seed
+            return Text(self._now if seed is None else f"seed {seed}: {self._now}", style="bold")
+        failed = [self._failed[number] for number in numbers if number in self._failed]
+        if failed:
+            return Text(f"{len(failed)} failed: {failed[-1].splitlines()[0][:60]}", style="red")
+        if all(self._done[number] for number in numbers):
+            return Text("done", style="green")
+        return Text("")

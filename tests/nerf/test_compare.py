@@ -1,0 +1,323 @@
+"""`csd-nerf compare` end to end at its smallest, resumed, with a failure; budgets, report and bad input."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from csd_nerf.cli import main
+from csd_nerf.comparison.budget import Price, method_config, price_of
+from csd_nerf.comparison.command import Compare
+from csd_nerf.comparison.measuring import Measuring, carry_out
+from csd_nerf.comparison.plots import COLOURS, plot
+from csd_nerf.comparison.results import Line, Row, Spread, as_csv, lines_of, spread
+from csd_nerf.comparison.settings import Instruction
+from csd_nerf.distillation.objective import Objective
+from csd_nerf.distillation.presets import preset
+from csd_nerf.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPE = """
+machine: {device_type: cpu}
+mixed_precision: false
+pipeline:
+  prior: tiny-instruct
+  render_size: 32
+  picture_size: 32
+  picture_views: 1
+  datamanager: {photo_size: 32}
+for:
+  csd-edit:
+    pipeline: {particles: 2, rays_per_chunk: 1024}
+  in2n-baseline:
+    pipeline:
+      lpips_weight: 0.0
+      steps_per_update: 1
+      datamanager: {train_num_rays_per_batch: 256, patch_size: 1}
+      sampling: {steps: 3}
+  csd-edit-dataset:
+    pipeline:
+      views_per_update: 40  # more than there are cameras, which the method itself finds out
+      descent: {steps: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings of edits that take a moment."""
+    file = tmp_path_factory.mktemp("recipe") / "moment.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def options(scene_run: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Compare:
+    """A comparison of two methods that work and one that fails."""
+    return Compare(
+        output=tmp_path_factory.mktemp("compare") / "out",
+        load_dir=scene_run,
+        prompts=("make it night",),
+        methods=("csd-edit-dataset", "csd-edit", "in2n-baseline"),
+        seeds=(0,),
+        evaluations=(200,),
+        recipe=str(recipe),
+        views=2,
+        turntable_frames=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(options: Compare) -> Path:
+    """What it leaves."""
+    with pytest.raises(SystemExit) as stop:
+        options.run()
+    assert stop.value.code == 1
+    return options.output
+
+
+def refusal(capsys: Any, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *arguments])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
+    return printed
+
+
+def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
+    results = json.loads((compared / "results.json").read_text())
+    failed, *measured = results["rows"]
+    used = {row["method"]: row["evaluation"]["cost"]["unet_evaluations"] for row in measured}
+    # 2 views of 5 evaluations a step; 1 view of 3 steps of 3.
+    assert used == {"csd-edit": 200, "in2n-baseline": 198}
+    summary = results["summary"]["make it night"]
+    methods = summary["psnr_to_known_edit"]["methods"]
+    assert set(methods) == set(used)
+    assert summary["psnr_to_known_edit"]["best"] == max(methods, key=lambda name: methods[name]["mean"])
+    table = list(csv.DictReader((compared / "results.csv").open()))
+    assert [row["method"] for row in table] == ["csd-edit-dataset", *used]
+    assert float(table[1]["psnr_to_known_edit"]) == pytest.approx(methods["csd-edit"]["mean"])
+
+    page = (compared / "report.html").read_text(encoding="utf8")
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page) and "://" not in page
+    assert len(page) < 2_000_000 and "$" not in re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
+    assert page.count("data:video/mp4;base64,") == 3 and page.count('class="compare"') == 2
+    assert page.count("<svg") == 2 and "hf download openai/clip-vit-large-patch14" in page
+    assert "ns-train in2n-baseline" in page and "csd-nerf compare" in page
+
+
+def test_a_method_that_fails_is_reported_and_the_others_go_on(compared: Path) -> None:
+    rows = json.loads((compared / "results.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["failed", "measured", "measured"]
+    assert "there are not enough cameras" in rows[0]["reason"]
+    assert str(compared / "logs" / "make-it-night.csd-edit-dataset.seed-0.200.edit.log") in rows[0]["reason"]
+    page = (compared / "report.html").read_text(encoding="utf8")
+    assert "<b>Failed:</b> make it night, csd-edit-dataset" in page and "there are not enough cameras" in page
+
+
+def test_what_is_done_is_not_run_again(compared: Path, options: Compare, capsys: Any) -> None:
+    made = {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")}
+    figures = list(compared.glob("pictures/**/evaluation.json"))
+    assert len(made) == 2 and len(figures) == 2
+    # Killed before it could measure: the edit is not run again.
+    lost = next(file for file in figures if "in2n-baseline" in str(file))
+    lost.unlink()
+    dataclasses.replace(options, methods=("csd-edit", "in2n-baseline")).run()
+    printed = capsys.readouterr().out
+    assert printed.count(": measure, ") == 1 and ": edit, " not in printed and "2 of 2 measured" in printed
+    assert {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")} == made
+    assert lost.exists()
+    with pytest.raises(InputError, match="holds a comparison with other settings"):
+        dataclasses.replace(options, views=3).run()
+
+
+def test_views_edited_one_by_one_are_measured(scene_run: Path, recipe: Path, tmp_path: Path) -> None:
+    measure = Measuring(
+        output=tmp_path / "edited",
+        source_output=tmp_path / "source",
+        instruction="make it night",
+        views=2,
+        size=32,
+        clip="nowhere",
+        scene=scene_run,
+        recipe=str(recipe),
+        steps=2,
+        turntable_frames=2,
+    )
+    carry_out(measure)
+    report = json.loads((tmp_path / "edited" / "evaluation.json").read_text())
+    pictures = report["cost"]["steps"]
+    # The evaluation view and its two neighbours, and once more as the lens sees it; 2 steps of 3 branches.
+    assert pictures >= 3 and report["cost"]["unet_evaluations"] == pictures * 2 * 3
+    assert report["method"] == "per-view" and report["prior"] == "tiny-instruct"
+    change = (
+        report["figures"]["change"]["after"],
+        report["figures"]["reprojection_change_error_short"]["after"],
+    )
+    assert min(change) > 0 and report["known_edit"] == "night"
+    assert (tmp_path / "edited" / "turntable.mp4").exists() and (
+        tmp_path / "source" / "turntable.mp4"
+    ).exists()
+    first = (tmp_path / "edited" / "after-1.jpg").read_bytes()
+    carry_out(dataclasses.replace(measure, seed=1, turntable_frames=0))
+    assert (tmp_path / "edited" / "after-1.jpg").read_bytes() != first
+
+
+def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
+    compared: Path, options: Compare, scene_run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run = compared / "runs/make-it-night/csd-edit/seed-0"
+    output = str(tmp_path / "out")
+    other = tmp_path / "other"
+    shutil.copytree(scene_run, other)
+    printed = refusal(capsys, "--output", output, "--load-dir", str(other), "--runs", str(run))
+    assert "edits of different scenes cannot be compared" in printed
+    printed = refusal(capsys, "--output", output, "--runs", str(scene_run))
+    assert "is not an edit" in printed
+    empty = tmp_path / "unfinished"
+    shutil.copytree(run, empty, ignore=shutil.ignore_patterns("*.ckpt"))
+    assert "there is no checkpoint" in refusal(capsys, "--output", output, "--runs", str(empty))
+    printed = refusal(capsys, "--output", output, "--load-dir", str(run), "--prompts", "make it night")
+    assert "is an edit already" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((), "no prompts were given"),
+        (("--prompts", "a", "a"), "--prompts has the same twice"),
+        (("--prompts", "a", "--methods", "magic"), "there is no method magic to compare"),
+        (("--prompts", "a", "--methods", "csd-edit-tiny"), "use csd-edit with --recipe tiny"),
+        (("--prompts", "a", "--evaluations", "10", "5"), "--evaluations cannot be used"),
+        (
+            ("--prompts", "a", "--recipe", "tiny", "--evaluations", "7"),
+            "the budget is too small for csd-edit",
+        ),
+        (("--prompts", "a", "--recipe", "small"), "there is no such recipe"),
+        (("--prompts", "a", "--recipe", "tiny", "--data", "nowhere"), "there is no dataset at"),
+        (("--prompts", "a", "--load-dir", "nowhere"), "there is no run at nowhere"),
+        (("--prompts", "a", "b", "--descriptions", "c"), "--descriptions do not fit"),
+        (("--prompts", "a", "--seeds", "-1"), "--seeds is too small"),
+    ],
+)
+def test_options_that_cannot_be_used(
+    arguments: tuple[str, ...], part: str, tmp_path: Path, capsys: Any
+) -> None:
+    assert part in refusal(capsys, "--output", str(tmp_path / "out"), *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_budgets_buy_whole_pieces_of_work() -> None:
+    prices = {name: price_of(method_config(name, "tiny")) for name in ("csd-edit", "csd-edit-dataset")}
+    prices["in2n-baseline"] = price_of(method_config("in2n-baseline", "tiny"))
+    assert prices == {
+        "csd-edit": Price(4 * 5, 1),
+        "csd-edit-dataset": Price(16 * 20 * 5, 50),
+        "in2n-baseline": Price(20 * 3, 10),
+    }
+    steps = {name: price.steps_for(4800) for name, price in prices.items()}
+    assert steps == {"csd-edit": 240, "csd-edit-dataset": 150, "in2n-baseline": 800}
+    published = {name: price_of(method_config(name, None)) for name in ("sds-edit", "dds-edit", "cds-edit")}
+    particles = method_config("sds-edit", None).pipeline.particles
+    assert [price.evaluations for price in published.values()] == [
+        2 * particles,
+        4 * particles,
+        4 * particles,
+    ]
+
+
+@pytest.mark.parametrize("method", ["sds-edit", "dds-edit", "cds-edit", "pds-edit", "csd-edit"])
+def test_the_price_of_a_step_is_what_the_prior_counts(
+    method: str, tiny_prior: Any, text_to_image_prior: Any, text_to_image_folder: Path
+) -> None:
+    shown = method == "csd-edit"
+    prior = tiny_prior if shown else text_to_image_prior
+    config = method_config(method, "tiny" if shown else None)
+    config.pipeline.prior = "tiny-instruct" if shown else str(text_to_image_folder)
+    config.pipeline.particles = 2
+    latents = torch.randn(2, 4, 16, 16)
+    before = prior.unet_evaluations
+    Objective(preset(method.removesuffix("-edit") if not shown else method), prior).gradient(
+        latents,
+        latents,
+        prior.condition(torch.rand(2, 3, 64, 64)),
+        prompt="a photo at night",
+        source_prompt="a photo",
+        step=0,
+        max_steps=1,
+    )
+    assert price_of(config) == Price(prior.unet_evaluations - before, 1)
+
+
+def row(method: str, seed: int, **figures: float) -> Row:
+    kinds = {
+        name: {"after": value, "better": "higher", "unit": "", "before": None}
+        for name, value in figures.items()
+    }
+    evaluation = {"figures": kinds, "cost": None, "views": {}}
+    return Row("p", method, seed, 10, "measured", "", "", evaluation)
+
+
+def test_means_spreads_and_which_is_best() -> None:
+    assert spread([1.0, None, 3.0]) == Spread(2.0, pytest.approx(2**0.5), 2)
+    assert spread([None]) is None and spread([4.0]) == Spread(4.0, None, 1)
+    rows = [row("a", 0, m=1.0), row("a", 1, m=1.2), row("b", 0, m=1.1), row("b", 1, m=1.3)]
+    rows += [row("c", 0, m=9.0), row("c", 1, m=9.1)]
+    (line,) = lines_of(rows)
+    assert line.best == "c" and not line.as_good("a") and not line.as_good("c")
+    (close,) = lines_of(rows[:4])
+    assert close.best == "b" and close.as_good("a")
+    assert Line("m", "lower", "", None, close.methods).best == "a"
+    assert Line("m", "neither", "", None, close.methods).best is None
+    failed = Row("p, q", "d", 0, 10, "failed", 'said "no"', "", None)
+    read = list(csv.DictReader(as_csv([*rows, failed]).splitlines()))
+    assert read[-1]["prompt"] == "p, q" and read[-1]["m"] == "" and read[-1]["reason"] == 'said "no"'
+
+
+def test_a_plot_shows_every_point_inside_its_axes() -> None:
+    drawn = plot({"a": [[(0, 5)], [(10, 7), (12, 7)]]}, x="cost", y="gain", colours={"a": COLOURS[0]})
+    centres = [tuple(map(float, found)) for found in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    assert len(centres) == 3 and all(62 <= x <= 506 and 12 <= y <= 254 for x, y in centres)
+    assert centres[0][1] > centres[1][1] and "<polyline" in drawn
+    assert plot({"a": []}, x="", y="", colours={}) == ""
+
+
+def test_instructions_have_folders_of_their_own() -> None:
+    names = [
+        Instruction(prompt).folder for prompt in ("make it night", "Make it night!", "夜", "make-it-night")
+    ]
+    assert (
+        names[0] == "make-it-night"
+        and len(set(names)) == 4
+        and all(re.fullmatch(r"[\w-]+", n) for n in names)
+    )
+
+
+def test_the_table_of_known_edits_replaces_the_one_before() -> None:
+    known_edits = runpy.run_path(str(REPOSITORY / "benchmarks" / "known_edits.py"))
+    methods = {"csd-edit": {"mean": 20.0, "deviation": 0.5}, "per-view": {"mean": 22.0, "deviation": None}}
+    errors = {"methods": {"csd-edit": {"mean": 0.0123, "deviation": 0.001}}}
+    metrics = {
+        "psnr_to_known_edit": {"before": 8.0, "methods": methods},
+        "reprojection_change_error_short": errors,
+    }
+    lines = known_edits["table"](
+        {"commit": "abc", "scenes": {"bear": {"summary": {"make it night": metrics}}}}
+    )
+    assert "| bear | make it night | csd-edit | +12.0 ± 0.5 | 0.012 ± 0.001 |  |" in lines
+    assert "| bear | make it night | per-view | +14.0 |  |  |" in lines
+    text = f"# Results\n{known_edits['BEGIN']}\nold\n{known_edits['END']}\nmore\n"
+    assert known_edits["with_table"](text, "new") == text.replace("old", "new")
+    assert known_edits["BEGIN"] in (REPOSITORY / "docs" / "results.md").read_text()
+    with pytest.raises(InputError, match="no place for the table"):
+        known_edits["with_table"]("# Results", "new")
