@@ -67,9 +67,9 @@ def method_config(method: str, recipe: str | None) -> Any:
 def price_of(config: Any) -> Price:
     """What a method costs.
 
-    Score distillation into the field asks for every step: views times the evaluations of the residual and of the structure loss. The
-    methods that replace training pictures ask once in `steps_per_update` steps: for each view of an update
-    the steps of the descent (times the residual's evaluations) or of DDIM (times 3).
+    Score distillation into the field asks for every step: views times the evaluations of the residual and of
+    the structure loss. The methods that replace training pictures ask once in `steps_per_update` steps: for
+    each view of an update the steps of the descent (times as many) or of DDIM (times 3).
 
     Args:
         config: of the method, with the recipe; its prior must be on this machine or a hub id.

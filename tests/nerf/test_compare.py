@@ -232,7 +232,7 @@ def test_equal_budgets_buy_whole_pieces_of_work() -> None:
     assert [price.evaluations for price in published.values()] == [
         2 * particles,
         4 * particles,
-        4 * particles,
+        6 * particles,
     ]
 
 
