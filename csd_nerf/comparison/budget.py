@@ -27,6 +27,8 @@ EDITING = tuple(
 
 _ROWS = {"sds": (2, 3), "dds": (4, 6), "csd-edit": (5, 5), "pds": (4, 6)}
 """U-Net evaluations a view: of a text-to-image prior, and of one that is shown the picture."""
+_STRUCTURE_ROWS = 2
+"""U-Net evaluations a view of the structure loss `cut`: of the view and of the source."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def method_config(method: str, recipe: str | None) -> Any:
 def price_of(config: Any) -> Price:
     """What a method costs.
 
-    Score distillation into the field asks for every step: views times the evaluations of the residual. The
-    methods that replace training pictures ask once in `steps_per_update` steps: for each view of an update
-    the steps of the descent (times the residual's evaluations) or of DDIM (times 3).
+    Score distillation into the field asks for every step: views times the evaluations of the residual and of
+    the structure loss. The methods that replace training pictures ask once in `steps_per_update` steps: for
+    each view of an update the steps of the descent (times as many) or of DDIM (times 3).
 
     Args:
         config: of the method, with the recipe; its prior must be on this machine or a hub id.
@@ -89,7 +91,8 @@ def _rows(pipeline: Any) -> int:
     folder = check_prior(pipeline.prior)
     # Of a model on the hub only the residual tells. sds asks both kinds; its own is Stable Diffusion.
     shown = residual == "csd-edit" if folder is None else is_image_conditioned(folder)
-    return shown_the_picture if shown else text_to_image
+    structure = _STRUCTURE_ROWS if pipeline.objective.structure.loss == "cut" else 0
+    return structure + (shown_the_picture if shown else text_to_image)
 
 
 def steps_for(method: str, price: Price, evaluations: int) -> int:
