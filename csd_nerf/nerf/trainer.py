@@ -93,15 +93,16 @@ class PromptedTrainerConfig(SceneTrainerConfig):
         require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
         self.pipeline.check()
 
-    def _check_prior(self) -> None:
+    def _check_prior(self) -> Path | None:
         """Refuse a prior that is not there, that cannot be asked, or whose autoencoder does not take the size
-        of the views."""
+        of the views. Returns its folder; None for one on the hub."""
         pipeline = self.pipeline
         folder = check_prior(pipeline.prior)
         if folder is not None:
             pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
             flag = f"--pipeline.{pipeline.size_option.replace('_', '-')}"
             check_short_side(getattr(pipeline, pipeline.size_option), vae_factor(folder), flag)
+        return folder
 
     def _usual(self) -> Any:
         """This method's configuration before a command line changes it."""
@@ -209,9 +210,10 @@ class EditTrainerConfig(PromptedTrainerConfig):
             # The prior is shown the photos: enlarged ones would be a blurred source.
             datamanager.photo_size = max(datamanager.photo_size, self.pipeline.render_size)
 
-    def _check_prior(self) -> None:
-        super()._check_prior()
-        check_control(self.pipeline.control, check_prior(self.pipeline.prior))
+    def _check_prior(self) -> Path | None:
+        folder = super()._check_prior()
+        check_control(self.pipeline.control, folder)
+        return folder
 
     def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
         """Take field sizes and data from the scene, where the user gave none."""
