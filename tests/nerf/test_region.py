@@ -479,7 +479,7 @@ def test_frozen_geometry_stays_to_the_bit(edit_config: Make, scene_run: Path, in
     pipeline.reset.cb_hook(pipeline.reset)
     source = model.eval().get_outputs_for_camera(camera)
     assert all(torch.equal(edited[name], source[name]) for name in names)
-    assert (edited["rgb"] - source["rgb"]).abs().mean() > 0.0005  # four steps of an edit
+    assert (edited["rgb"] - source["rgb"]).abs().mean() > 0.005
 
     before = read_checkpoint(find_run(scene_run).checkpoint)["pipeline"]
     after = read_checkpoint(find_run(trainer.base_dir).checkpoint)["pipeline"]
