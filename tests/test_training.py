@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training import denoising, depth, text, unet  # noqa: E402
+from csd_nerf.scenes.operators import OPERATORS, TINTS, identity  # noqa: E402
+from training import decoder, denoising, depth, refined_decoder, text, unet  # noqa: E402
 from training.latents import read_latents, write_latents  # noqa: E402
 from training.parallel import Worker  # noqa: E402
 from training.photos import HELD_OUT_OBJECTS, HELD_OUT_SCENES, Photo, object_of, training_photos  # noqa: E402
 from training.progress import Budget, Progress, learning_rate  # noqa: E402
+from training.vae import EDITS as PICTURE_EDITS  # noqa: E402
 from training.vae import RAW_DEVIATION, Crops, new_vae, normalise_latents  # noqa: E402
 from training.wordings import EDITS, captions, wordings  # noqa: E402
 
@@ -39,7 +43,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the first three stages done, by an untrained autoencoder."""
     work = tmp_path_factory.mktemp("work")
     torch.manual_seed(0)
-    torch.save({"vae": new_vae().state_dict()}, work / "vae.pt")
+    for name in ("vae", "decoder"):
+        torch.save({"vae": new_vae().state_dict()}, work / f"{name}.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "STEPS", 10)
         text.train_text(work, seed=0)
@@ -47,7 +52,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depth, "VIEWS", 2)
         depth.write_views(WORKER, work, seed=0)
-    torch.save({"average": list(unet.new_unet(unet.TEXT_TO_IMAGE).parameters())}, work / "text-to-image.pt")
+    for recipe in UNETS.values():
+        torch.save({"average": list(unet.new_unet(recipe).parameters())}, work / f"{recipe.name}.pt")
     return work
 
 
@@ -94,6 +100,73 @@ def test_a_killed_training_ends_where_an_unbroken_one_does(
     train(model, stages, broken, monkeypatch, killed_after=None)
     for wanted, got in zip(trained(model, unbroken), trained(model, broken), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features in the format of AlexNet's, of random weights."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
+    file = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
+    save_file(
+        {
+            f"features.{place}.{name}": values
+            for place, (out, into, side) in enumerate(shapes)
+            for name, values in (
+                ("weight", torch.randn(out, into, side, side, generator=generator) / (into * side**2) ** 0.5),
+                ("bias", torch.zeros(out)),
+            )
+        },
+        file,
+    )
+    return file
+
+
+class KilledWorker(Worker):
+    """It dies in its third step."""
+
+    def generator(self, seed: int, step: int) -> torch.Generator:
+        if step == 2:
+            raise Killed
+        return super().generator(seed, step)
+
+
+def test_a_decoder_is_refined_on_the_unets_edits_and_its_encoder_stays(
+    stages: Path, alexnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far when it was killed on the way; the first decoder stays, and so do the encoder's weights."""
+    monkeypatch.setattr("training.progress.SAVE_SECONDS", 0)
+    monkeypatch.setattr(refined_decoder, "BATCH", 4)
+    monkeypatch.setattr(refined_decoder, "SAMPLING_STEPS", 2)
+    results = []
+    for name, workers in (("unbroken", (WORKER,)), ("broken", (KilledWorker(0, 1, WORKER.device), WORKER))):
+        work = tmp_path / name
+        work.mkdir()
+        for needed in ("vae.pt", "decoder.pt", "text.pt", "tokenizer", "instruct.pt"):
+            (work / needed).symlink_to(stages / needed)
+        for worker in workers:
+            with pytest.raises(Killed) if isinstance(worker, KilledWorker) else nullcontext():
+                refined_decoder.refine_decoder(worker, some_photos(), alexnet, work, Budget(steps=4), 0)
+        results.append(decoder.load_decoder("refined-decoder", work).state_dict())
+    unbroken, broken = results
+    before = decoder.load_decoder("decoder", stages).state_dict()
+    for weight in before:
+        torch.testing.assert_close(broken[weight], unbroken[weight])
+        learns = weight.startswith(("decoder.", "post_quant_conv."))
+        assert torch.equal(unbroken[weight], before[weight]) != learns, weight
+
+
+def test_what_can_be_asked_for_is_decoded_from_the_unets_latents(stages: Path) -> None:
+    """In their order, as many as wanted; the tint, which has four answers, and plain photos are encoded."""
+    vae = decoder.load_decoder("decoder", stages)
+    latents_of = refined_decoder.EditedLatents(vae, stages, 1, WORKER.device)
+    crops = Crops(some_photos(), PICTURE_EDITS[:1]).draw(4, torch.Generator().manual_seed(0))
+    edits = (TINTS["cyan"], identity, OPERATORS["night"].apply, OPERATORS["sepia"].apply)
+    pictures = torch.stack([edit(crop) for edit, crop in zip(edits, crops, strict=True)])
+    pairs = list(zip(crops, edits, strict=True))
+    got = latents_of(pairs, pictures, torch.Generator().manual_seed(1))
+    encoded = decoder.noisy_latents(vae, pictures, torch.Generator().manual_seed(1))
+    assert [torch.equal(a, b) for a, b in zip(got, encoded, strict=True)] == [True, True, False, True]
 
 
 def test_latents_pair_every_edit_and_the_painting_with_the_same_photo(stages: Path) -> None:

@@ -1,12 +1,13 @@
 """The decoder alone goes on, its encoder frozen.
 
 What the decoder loses, every edit loses: it bounds all measured quality. The latents do not change any
-more, so this stage may be lengthened without training the U-Nets anew. A part of the latents it learns
-from are edits by the finished `tiny-instruct` U-Net, so that it makes the best of that U-Net's errors.
+more, so that this may be lengthened without training the U-Nets anew. It learns from encoded pictures with a
+little noise on their latents; once there is a U-Net, from that one's edits too (`training.refined_decoder`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from csd_nerf.scenes.operators import sketch
 from training.parallel import Worker, copy_to_all
 from training.photos import Photo
 from training.progress import Budget, Progress, learning_rate, save_whole
-from training.vae import EDITS, Crops, Perceptual, load_vae
+from training.vae import EDITS, Crops, Edit, Perceptual, load_vae
 
 BATCH = 16
 EXTRA_SKETCHES = 4
@@ -30,34 +31,75 @@ LARGEST_NOISE = 0.4
 """Of the unscaled latents, whose deviation is 2."""
 
 
+Pairs = list[tuple[Tensor, Edit]]
+"""Crops (3, h, w) in 0..1, and what is to be done to each."""
+
+LatentsOf = Callable[[Pairs, Tensor, torch.Generator], Tensor]
+"""(pairs, the crops after their edits (n, 3, h, w), generator) to unscaled latents (n, 4, h/4, w/4)."""
+
+
 def train_decoder(
     worker: Worker, photos: list[Photo], perceptual_weights: Path, work: Path, budget: Budget, seed: int
 ) -> None:
-    """Train, then write `work/decoder.pt`; goes on from `work/decoder-checkpoint.pt` where there is one."""
+    """Train that of `work/vae.pt`, then write `work/decoder.pt`."""
     vae = load_vae(work, worker.device)
+    fit_decoder(
+        "decoder",
+        vae,
+        lambda _, pictures, generator: noisy_latents(vae, pictures, generator),
+        Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES),
+        Perceptual(perceptual_weights),
+        batch=BATCH,
+        peak_learning_rate=PEAK_LEARNING_RATE,
+        worker=worker,
+        work=work,
+        budget=budget,
+        seed=seed + 2,
+    )
+
+
+def fit_decoder(
+    name: str,
+    vae: AutoencoderKL,
+    latents_of: LatentsOf,
+    crops: Crops,
+    perceptual: Perceptual,
+    *,
+    batch: int,
+    peak_learning_rate: float,
+    worker: Worker,
+    work: Path,
+    budget: Budget,
+    seed: int,
+) -> None:
+    """Train the decoder of `vae` in place, then write `work/NAME.pt`; goes on from `work/NAME-checkpoint.pt`.
+
+    Args:
+        latents_of: what is decoded, to be like the edited crops.
+        batch: crops a step, of all processes together.
+    """
     trained = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     parameters = list(trained.parameters())
     optimiser = torch.optim.AdamW(
-        parameters, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+        parameters, lr=peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     progress = Progress(budget, worker)
-    checkpoint = work / "decoder-checkpoint.pt"
+    checkpoint = work / f"{name}-checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=worker.device, weights_only=True)
         vae.load_state_dict(state["vae"])
         optimiser.load_state_dict(state["optimiser"])
         progress.restore(state["progress"])
     copy_to_all(vae.state_dict().values(), worker)
-    perceptual = Perceptual(perceptual_weights)
-    crops = Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES)
 
     while (fraction := progress.fraction()) < 1:
-        generator = worker.generator(seed + 2, progress.step)
-        images = crops.draw(BATCH // worker.count, generator).to(worker.device)
+        generator = worker.generator(seed, progress.step)
+        pairs = crops.pairs(batch // worker.count, generator)
+        images = torch.stack([edit(crop) for crop, edit in pairs]).to(worker.device)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(fraction, progress.step, PEAK_LEARNING_RATE)
+            group["lr"] = learning_rate(fraction, progress.step, peak_learning_rate)
         with torch.autocast(worker.device.type, torch.bfloat16):
-            latents = _noisy_latents(vae, images, generator)
+            latents = latents_of(pairs, images, generator)
             decoded = vae.decode(latents).sample.float() / 2 + 0.5
             perceived = perceptual(decoded, images)
         difference = decoded - images
@@ -73,7 +115,7 @@ def train_decoder(
         if worker.leads and progress.step % 50 == 0:
             quality = -10 * torch.log10(F.mse_loss(decoded.clamp(0, 1), images)).item()
             print(
-                f"decoder step {progress.step} {progress.seconds:.0f} s: "
+                f"{name} step {progress.step} {progress.seconds:.0f} s: "
                 f"loss {loss.item():.4f} psnr {quality:.2f}",
                 flush=True,
             )
@@ -82,20 +124,20 @@ def train_decoder(
             save_whole(state | {"progress": progress.state()}, checkpoint)
 
     if worker.leads:
-        save_whole({"vae": vae.state_dict(), "progress": progress.state()}, work / "decoder.pt")
+        save_whole({"vae": vae.state_dict(), "progress": progress.state()}, work / f"{name}.pt")
     worker.wait()
 
 
-def load_finished_vae(work: Path) -> AutoencoderKL:
-    """The autoencoder with the decoder that `train_decoder` left, frozen."""
+def load_decoder(name: str, work: Path) -> AutoencoderKL:
+    """The autoencoder with the decoder that `fit_decoder` left, frozen."""
     vae = load_vae(work, torch.device("cpu"))
-    vae.load_state_dict(torch.load(work / "decoder.pt", map_location="cpu", weights_only=True)["vae"])
-    return vae
+    vae.load_state_dict(torch.load(work / f"{name}.pt", map_location="cpu", weights_only=True)["vae"])
+    return vae.requires_grad_(False)
 
 
 @torch.no_grad()
-def _noisy_latents(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Latents with noise of a deviation drawn for each picture, none for half of them."""
+def noisy_latents(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Unscaled latents with noise of a deviation drawn for each picture, none for half of them."""
     latents = vae.encode(images * 2 - 1).latent_dist.mode()
     deviations = (torch.rand(len(images), generator=generator) * 2 - 1).clamp(min=0) * LARGEST_NOISE
     noise = torch.randn(latents.shape, generator=generator) * deviations.reshape(-1, 1, 1, 1)

@@ -9,31 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
-
-from training.decoder import load_finished_vae
-from training.denoising import new_scheduler
+from training.assembly import assembled
+from training.decoder import load_decoder
 from training.depth import load_control_net
-from training.text import load_text
-from training.unet import UnetRecipe, load_unet
+from training.refined_decoder import NAME as REFINED
+from training.unet import UnetRecipe
 
 LARGEST_BYTES = 20_000_000
 
 
 def export_pipeline(recipe: UnetRecipe, work: Path, out: Path) -> None:
     """Write the pipeline of what is in `work` to `out`, whole or not at all; a model card in `out` stays."""
-    tokenizer, text_encoder = load_text(work)
-    kind = StableDiffusionInstructPix2PixPipeline if recipe.shown_photo else StableDiffusionPipeline
-    pipeline = kind(
-        vae=load_finished_vae(work).half(),
-        text_encoder=text_encoder.half(),
-        tokenizer=tokenizer,
-        unet=load_unet(recipe, work).half(),
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    refined = (work / f"{REFINED}.pt").exists()
+    pipeline = assembled(recipe, work, load_decoder(REFINED if refined else "decoder", work))
+    for model in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        model.half()
     with _replacing(out) as fresh:
         pipeline.save_pretrained(fresh, safe_serialization=True)
         for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 tokenizer.json

@@ -16,14 +16,20 @@ from training.latents import write_latents
 from training.parallel import Worker
 from training.photos import cached_training_photos
 from training.progress import Budget
+from training.refined_decoder import NAME as REFINED
+from training.refined_decoder import refine_decoder
 from training.text import train_text
 from training.unet import INSTRUCT, TEXT_TO_IMAGE, UnetRecipe, train_unet
 from training.vae import train_vae
 
-STEPS = {"vae": 2172, "decoder": 1800, "instruct": 14000, "text-to-image": 5000, "depth": 1500}
+STEPS = {
+    "vae": 2172, "decoder": 1800, "instruct": 14000, REFINED: 700, "text-to-image": 5000, "depth": 1500,
+}  # fmt: skip
 """Of the stages that train for long."""
 
-STAGES = ("vae", "decoder", "text", "latents", "instruct", "text-to-image", "views", "depth", "export")
+STAGES = (
+    "vae", "decoder", "text", "latents", "instruct", REFINED, "text-to-image", "views", "depth", "export",
+)  # fmt: skip
 
 PRIORS: dict[str, UnetRecipe] = {"tiny_instruct": INSTRUCT, "tiny_sd": TEXT_TO_IMAGE}
 """Folder of each prior, and the denoiser in it."""
@@ -46,7 +52,7 @@ class Plan:
 
 def follow(worker: Worker, plan: Plan) -> None:
     """Do the stages that are not done yet."""
-    if {"vae", "decoder", "latents"} & set(plan.stages):
+    if {"vae", "decoder", "latents", REFINED} & set(plan.stages):
         if worker.leads:
             cached_training_photos(plan.shared, plan.work / "photos.pt")
         worker.wait()
@@ -72,6 +78,8 @@ def follow(worker: Worker, plan: Plan) -> None:
                 plan.seed,
                 lambda recipe=recipe, snapshot=snapshot: export_pipeline(recipe, plan.work, snapshot),
             )
+    if REFINED in plan.stages and not (plan.work / f"{REFINED}.pt").exists():
+        refine_decoder(worker, photos, alexnet, plan.work, plan.budgets[REFINED], plan.seed)
     if "views" in plan.stages:
         write_views(worker, plan.work, plan.seed)
     if "depth" in plan.stages:
