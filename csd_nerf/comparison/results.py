@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from csd_nerf.comparison.jobs import Job
+from csd_nerf.comparison.settings import Budget
 from csd_nerf.errors import InputError
 
 Status = Literal["measured", "failed", "not run"]
+PLAIN = ("prompt", "method", "seed", "budget", "budget_unit", "status", "reason")
 COST = ("unet_evaluations", "seconds", "peak_memory_mib", "device")
 
 
@@ -23,7 +25,7 @@ class Row:
 
     Attributes:
         prompt, method, seed: of the edit; the seed of one that was made elsewhere is its own.
-        budget: U-Net evaluations it was given; None where the budget does not apply.
+        budget: it was given; None where the budget does not apply.
         status: how far it came.
         reason: why it failed; empty otherwise.
         pictures: folder of its pictures, relative to the comparison's.
@@ -33,7 +35,7 @@ class Row:
     prompt: str
     method: str
     seed: int | None
-    budget: int | None
+    budget: Budget | None
     status: Status
     reason: str
     pictures: str
@@ -159,7 +161,8 @@ class Line:
 
 def final_rows(rows: Sequence[Row], prompt: str) -> list[Row]:
     """The rows of an instruction at the last budget."""
-    last = max((row.budget for row in rows if row.budget is not None), default=None)
+    budgets = (row.budget for row in rows if row.budget is not None)
+    last = max(budgets, key=lambda budget: budget.amount, default=None)
     return [row for row in rows if row.prompt == prompt and row.budget in (None, last)]
 
 
@@ -190,11 +193,17 @@ def as_csv(rows: Sequence[Row]) -> str:
     metrics = list(dict.fromkeys(name for row in rows for name in (row.evaluation or {}).get("figures", {})))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["prompt", "method", "seed", "budget", "status", "reason", *COST, *metrics])
+    writer.writerow([*PLAIN, *COST, *metrics])
     for row in rows:
-        plain = [row.prompt, row.method, row.seed, row.budget, row.status, row.reason]
-        writer.writerow([*plain, *map(row.cost, COST), *map(row.figure, metrics)])
+        writer.writerow([*_plain(row).values(), *map(row.cost, COST), *map(row.figure, metrics)])
     return text.getvalue()
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    amount, unit = (None, None) if row.budget is None else (row.budget.amount, row.budget.unit)
+    return dict(
+        zip(PLAIN, (row.prompt, row.method, row.seed, amount, unit, row.status, row.reason), strict=True)
+    )
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
@@ -215,14 +224,5 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
         }
     return {
         "summary": summary,
-        "rows": [
-            {
-                **{
-                    name: getattr(row, name)
-                    for name in ("prompt", "method", "seed", "budget", "status", "reason")
-                },
-                "evaluation": row.evaluation,
-            }
-            for row in rows
-        ],
+        "rows": [{**_plain(row), "evaluation": row.evaluation} for row in rows],
     }
