@@ -14,7 +14,7 @@ from csd_nerf.comparison.results import Line, Row, Spread, final_rows, lines_of,
 from csd_nerf.comparison.settings import Budget
 from csd_nerf.demo.stages import Stage
 from csd_nerf.display import minutes
-from csd_nerf.evaluation.table import ARROWS, number
+from csd_nerf.evaluation.table import ARROWS, decimals, number
 from csd_nerf.pages import (
     command_block,
     embedded,
@@ -146,8 +146,9 @@ def _line(line: Line, methods: Sequence[str]) -> str:
 def _with_spread(found: Spread | None) -> str:
     if found is None:
         return "-"
-    deviation = "" if found.deviation is None else f" <small>± {number(found.deviation)}</small>"
-    return f"{number(found.mean)}{deviation}"
+    digits = decimals(found.mean)
+    deviation = "" if found.deviation is None else f" <small>± {found.deviation:.{digits}f}</small>"
+    return f"{found.mean:.{digits}f}{deviation}"
 
 
 def _costs(rows: Sequence[Row], methods: Sequence[str]) -> list[str]:

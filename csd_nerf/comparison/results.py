@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from csd_nerf.comparison.jobs import Job
@@ -45,6 +46,11 @@ class Row:
         """The mean of a metric over the views; None where it was not measured."""
         found = (self.evaluation or {}).get("figures", {}).get(name)
         return None if found is None else found["after"]
+
+    def gain(self, name: str) -> float | None:
+        """How much a metric rose over the scene before the edit; None where that was not measured."""
+        found = (self.evaluation or {}).get("figures", {}).get(name)
+        return None if found is None or found["before"] is None else found["after"] - found["before"]
 
     def cost(self, name: str) -> Any:
         """An entry of the cost; None where it was not recorded."""
@@ -133,8 +139,10 @@ class Line:
 
     Attributes:
         name, better, unit: see `csd_nerf.evaluation.figures.Figure`.
-        before: of the source scene, where that means something.
+        before: of the source scene, where that means something. Its distance to the nearest of several right
+            answers is another for edits near to another answer: the mean over all edits.
         methods: the spread of each method that was measured.
+        gains: the spread of what each method added to the source scene's, where that means something.
     """
 
     name: str
@@ -142,6 +150,7 @@ class Line:
     unit: str
     before: float | None
     methods: Mapping[str, Spread]
+    gains: Mapping[str, Spread] = field(default_factory=dict)
 
     @property
     def best(self) -> str | None:
@@ -174,13 +183,29 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
             kinds.setdefault(name, figure)
     lines = []
     for name, kind in kinds.items():
-        found = {
-            method: spread(row.figure(name) for row in rows if row.method == method)
-            for method in methods_of(rows)
-        }
-        there = {method: value for method, value in found.items() if value is not None}
-        lines.append(Line(name, kind["better"], kind["unit"], kind["before"], there))
+        before = spread(
+            row.evaluation["figures"][name]["before"]
+            for row in rows
+            if row.evaluation is not None and name in row.evaluation["figures"]
+        )
+        lines.append(
+            Line(
+                name,
+                kind["better"],
+                kind["unit"],
+                None if before is None else before.mean,
+                _by_method(rows, lambda row, name=name: row.figure(name)),
+                _by_method(rows, lambda row, name=name: row.gain(name)),
+            )
+        )
     return lines
+
+
+def _by_method(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[str, Spread]:
+    found = {
+        method: spread(value(row) for row in rows if row.method == method) for method in methods_of(rows)
+    }
+    return {method: over_seeds for method, over_seeds in found.items() if over_seeds is not None}
 
 
 def methods_of(rows: Iterable[Row]) -> list[str]:
@@ -216,7 +241,12 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "before": line.before,
                 "best": line.best,
                 "methods": {
-                    method: {"mean": value.mean, "deviation": value.deviation, "seeds": value.count}
+                    method: {
+                        "mean": value.mean,
+                        "deviation": value.deviation,
+                        "seeds": value.count,
+                        "gain": dataclasses.asdict(line.gains[method]) if method in line.gains else None,
+                    }
                     for method, value in line.methods.items()
                 },
             }

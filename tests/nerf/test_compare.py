@@ -19,11 +19,12 @@ from csd_nerf.comparison.budget import Price, method_config, price_of
 from csd_nerf.comparison.command import Compare
 from csd_nerf.comparison.measuring import Measuring, carry_out
 from csd_nerf.comparison.plots import COLOURS, plot
-from csd_nerf.comparison.results import Line, Row, Spread, as_csv, lines_of, spread
-from csd_nerf.comparison.settings import Instruction
+from csd_nerf.comparison.results import Line, Row, Spread, as_csv, as_json, lines_of, spread
+from csd_nerf.comparison.settings import Budget, Instruction
 from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError
+from csd_nerf.scenes.operators import TINT_INSTRUCTION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -259,13 +260,14 @@ def test_the_price_of_a_step_is_what_the_prior_counts(
     assert price_of(config) == Price(prior.unet_evaluations - before, 1)
 
 
-def row(method: str, seed: int, **figures: float) -> Row:
-    kinds = {
-        name: {"after": value, "better": "higher", "unit": "", "before": None}
-        for name, value in figures.items()
-    }
+def row(method: str, seed: int, **figures: float | tuple[float, float]) -> Row:
+    """Measured figures: after the edit, or before and after it."""
+    kinds = {}
+    for name, value in figures.items():
+        before, after = value if isinstance(value, tuple) else (None, value)
+        kinds[name] = {"after": after, "better": "higher", "unit": "", "before": before}
     evaluation = {"figures": kinds, "cost": None, "views": {}}
-    return Row("p", method, seed, 10, "measured", "", "", evaluation)
+    return Row("p", method, seed, Budget(10, "evaluations"), "measured", "", "", evaluation)
 
 
 def test_means_spreads_and_which_is_best() -> None:
@@ -279,17 +281,44 @@ def test_means_spreads_and_which_is_best() -> None:
     assert close.best == "b" and close.as_good("a")
     assert Line("m", "lower", "", None, close.methods).best == "a"
     assert Line("m", "neither", "", None, close.methods).best is None
-    failed = Row("p, q", "d", 0, 10, "failed", 'said "no"', "", None)
+    failed = Row("p, q", "d", 0, Budget(2.5, "minutes"), "failed", 'said "no"', "", None)
     read = list(csv.DictReader(as_csv([*rows, failed]).splitlines()))
     assert read[-1]["prompt"] == "p, q" and read[-1]["m"] == "" and read[-1]["reason"] == 'said "no"'
+    assert (read[0]["budget"], read[0]["budget_unit"]) == ("10", "evaluations")
+    assert (read[-1]["budget"], read[-1]["budget_unit"]) == ("2.5", "minutes")
 
 
 def test_a_plot_shows_every_point_inside_its_axes() -> None:
     drawn = plot({"a": [[(0, 5)], [(10, 7), (12, 7)]]}, x="cost", y="gain", colours={"a": COLOURS[0]})
     centres = [tuple(map(float, found)) for found in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
-    assert len(centres) == 3 and all(62 <= x <= 506 and 12 <= y <= 254 for x, y in centres)
+    assert len(centres) == 3 and all(36 <= x <= 506 and 12 <= y <= 254 for x, y in centres)
     assert centres[0][1] > centres[1][1] and "<polyline" in drawn
     assert plot({"a": []}, x="", y="", colours={}) == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "label"),
+    [
+        (1.2e-4, 4.5e-4, "0.0003"),
+        (5, 27, "25"),
+        (4e5, 2.4e6, "2,000,000"),
+        (1e-9, 3e-9, "2e-09"),
+        (0, 0, "0.0000"),
+    ],
+)
+def test_labels_of_a_plot_have_room(low: float, high: float, label: str) -> None:
+    drawn = plot({"a": [[(low, low), (high, high)]]}, x="x", y="y", colours={"a": COLOURS[0]})
+    assert f' text-anchor="end">{label}</text>' in drawn
+    assert re.search(r' text-anchor="middle">(0|0\.0+|-0\.0010)</text>', drawn)  # x begins at nothing
+    letter = 7  # as wide as a digit of 12 pixels is
+    upright = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', drawn)
+    across = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d.,e-]+)<', drawn)
+    assert len(upright) > 3 and len({text for _, text in upright}) == len(upright)
+    for x, text in upright:
+        assert float(x) - letter * len(text) >= 14 + 8  # where the turned name of the axis ends
+    for (x, text), (next_x, next_text) in zip(across, across[1:], strict=False):
+        assert float(next_x) - float(x) > letter * (len(text) + len(next_text)) / 2
+    assert float(across[-1][0]) + letter * len(across[-1][1]) / 2 <= 520
 
 
 def test_instructions_have_folders_of_their_own() -> None:
@@ -305,17 +334,17 @@ def test_instructions_have_folders_of_their_own() -> None:
 
 def test_the_table_of_known_edits_replaces_the_one_before() -> None:
     known_edits = runpy.run_path(str(REPOSITORY / "benchmarks" / "known_edits.py"))
-    methods = {"csd-edit": {"mean": 20.0, "deviation": 0.5}, "per-view": {"mean": 22.0, "deviation": None}}
-    errors = {"methods": {"csd-edit": {"mean": 0.0123, "deviation": 0.001}}}
-    metrics = {
-        "psnr_to_known_edit": {"before": 8.0, "methods": methods},
-        "reprojection_change_error_short": errors,
-    }
-    lines = known_edits["table"](
-        {"commit": "abc", "scenes": {"bear": {"summary": {"make it night": metrics}}}}
-    )
-    assert "| bear | make it night | csd-edit | +12.0 ± 0.5 | 0.012 ± 0.001 |  |" in lines
-    assert "| bear | make it night | per-view | +14.0 |  |  |" in lines
+    near = [row("csd-edit", seed, psnr_to_known_edit=(10 + seed, 23 + 2 * seed)) for seed in (0, 2)]
+    measured = [*near, row("per-view", 0, psnr_to_known_edit=(8, 22), hue_deviation=61.25)]
+    tinted = [dataclasses.replace(one, prompt=TINT_INSTRUCTION) for one in measured]
+    summary = as_json([*measured, *tinted])["summary"]
+    lines = known_edits["table"]({"commit": "abc", "scenes": {"bear": {"summary": summary}}})
+    # The right answer that an edit is nearest to, and with it how near the scene was before, is another with
+    # another seed: the gain is of each edit by itself.
+    assert "| bear | p | csd-edit | +14.0 ± 1.4 |  |  |  |  |" in lines
+    assert "| bear | p | per-view | +14.0 |  |  |  |  |" in lines
+    assert f"| bear | {TINT_INSTRUCTION} | per-view | +14.0 |  |  |  | 61.2 |" in lines
+    assert "has 4 right answers (" in lines
     text = f"# Results\n{known_edits['BEGIN']}\nold\n{known_edits['END']}\nmore\n"
     assert known_edits["with_table"](text, "new") == text.replace("old", "new")
     assert known_edits["BEGIN"] in (REPOSITORY / "docs" / "results.md").read_text()
