@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import runpy
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,19 @@ import torch
 
 from csd_nerf.cli import main
 from csd_nerf.comparison.budget import Price, method_config, price_of
+from csd_nerf.comparison.checking import checked
 from csd_nerf.comparison.command import Compare
-from csd_nerf.comparison.measuring import Measuring, carry_out
+from csd_nerf.comparison.jobs import jobs_of
+from csd_nerf.comparison.live import LiveTable
+from csd_nerf.comparison.per_view import PerViewEditor
 from csd_nerf.comparison.plots import COLOURS, plot
 from csd_nerf.comparison.results import Line, Row, Spread, as_csv, as_json, lines_of, spread
 from csd_nerf.comparison.settings import Budget, Instruction
+from csd_nerf.demo.stages import Stage
 from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.cost import NOTHING, write_cost
 from csd_nerf.scenes.operators import TINT_INSTRUCTION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,9 +48,7 @@ for:
   in2n-baseline:
     pipeline:
       lpips_weight: 0.0
-      steps_per_update: 1
-      datamanager: {train_num_rays_per_batch: 256, patch_size: 1}
-      sampling: {steps: 3}
+      datamanager: {patch_size: 1}
   csd-edit-dataset:
     pipeline:
       views_per_update: 40  # more than there are cameras, which the method itself finds out
@@ -62,23 +66,35 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(scene_run: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Compare:
-    """A comparison of two methods that work and one that fails."""
+    """A comparison of a method that fails and two that work."""
     return Compare(
         output=tmp_path_factory.mktemp("compare") / "out",
         load_dir=scene_run,
         prompts=("make it night",),
-        methods=("csd-edit-dataset", "csd-edit", "in2n-baseline"),
+        methods=("csd-edit-dataset", "csd-edit", "per-view"),
         seeds=(0,),
         evaluations=(200,),
         recipe=str(recipe),
         views=2,
         turntable_frames=2,
+        per_view_steps=2,
     )
 
 
 @pytest.fixture(scope="module")
 def compared(options: Compare) -> Path:
-    """What it leaves."""
+    """What it leaves after it was interrupted, between an edit and its measurement, and begun again."""
+    begin = LiveTable.begin
+
+    def interrupt(table: LiveTable, stage: Stage, start: int) -> None:
+        begin(table, stage, start)
+        if stage.title == "measure":
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LiveTable, "begin", interrupt)
+        dataclasses.replace(options, methods=("csd-edit",)).run()
+    assert not (options.output / "report.html").exists()
     with pytest.raises(SystemExit) as stop:
         options.run()
     assert stop.value.code == 1
@@ -98,8 +114,7 @@ def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
     results = json.loads((compared / "results.json").read_text())
     failed, *measured = results["rows"]
     used = {row["method"]: row["evaluation"]["cost"]["unet_evaluations"] for row in measured}
-    # 2 views of 5 evaluations a step; 1 view of 3 steps of 3.
-    assert used == {"csd-edit": 200, "in2n-baseline": 198}
+    assert list(used) == ["csd-edit", "per-view"] and used["csd-edit"] == 200
     summary = results["summary"]["make it night"]
     methods = summary["psnr_to_known_edit"]["methods"]
     assert set(methods) == set(used)
@@ -113,7 +128,7 @@ def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
     assert len(page) < 2_000_000 and "$" not in re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
     assert page.count("data:video/mp4;base64,") == 3 and page.count('class="compare"') == 2
     assert page.count("<svg") == 2 and "hf download openai/clip-vit-large-patch14" in page
-    assert "ns-train in2n-baseline" in page and "csd-nerf compare" in page
+    assert "ns-train csd-edit-dataset" in page and "csd-nerf compare" in page
 
 
 def test_a_method_that_fails_is_reported_and_the_others_go_on(compared: Path) -> None:
@@ -126,51 +141,49 @@ def test_a_method_that_fails_is_reported_and_the_others_go_on(compared: Path) ->
 
 
 def test_what_is_done_is_not_run_again(compared: Path, options: Compare, capsys: Any) -> None:
-    made = {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")}
-    figures = list(compared.glob("pictures/**/evaluation.json"))
-    assert len(made) == 2 and len(figures) == 2
-    # Killed before it could measure: the edit is not run again.
-    lost = next(file for file in figures if "in2n-baseline" in str(file))
-    lost.unlink()
-    dataclasses.replace(options, methods=("csd-edit", "in2n-baseline")).run()
+    runs = {
+        key: record["runs"] for key, record in json.loads((compared / "progress.json").read_text()).items()
+    }
+    # Interrupted before it could measure: the edit was not run again.
+    assert runs["make-it-night.csd-edit.seed-0.200.edit"] == 1
+    assert runs["make-it-night.csd-edit.seed-0.200.measure"] == 2
+    # Folders of earlier versions do not say that their budgets are not in minutes.
+    saved = json.loads((compared / "settings.json").read_text())
+    assert saved.pop("minutes") == []
+    (compared / "settings.json").write_text(json.dumps(saved))
+    dataclasses.replace(options, methods=("csd-edit", "per-view")).run()
     printed = capsys.readouterr().out
-    assert printed.count(": measure, ") == 1 and ": edit, " not in printed and "2 of 2 measured" in printed
-    assert {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")} == made
-    assert lost.exists()
+    assert ": measure, " not in printed and ": edit, " not in printed and "2 of 2 measured" in printed
+    with pytest.raises(InputError, match=r"other settings[\s\S]*--minutes"):
+        dataclasses.replace(options, evaluations=(), minutes=(2.0,)).run()
     with pytest.raises(InputError, match="holds a comparison with other settings"):
         dataclasses.replace(options, views=3).run()
 
 
-def test_views_edited_one_by_one_are_measured(scene_run: Path, recipe: Path, tmp_path: Path) -> None:
-    measure = Measuring(
-        output=tmp_path / "edited",
-        source_output=tmp_path / "source",
-        instruction="make it night",
-        views=2,
-        size=32,
-        clip="nowhere",
-        scene=scene_run,
-        recipe=str(recipe),
-        steps=2,
-        turntable_frames=2,
-    )
-    carry_out(measure)
-    report = json.loads((tmp_path / "edited" / "evaluation.json").read_text())
+def test_views_edited_one_by_one_are_measured(compared: Path) -> None:
+    folder = compared / "pictures/make-it-night/per-view/seed-0"
+    report = json.loads((folder / "evaluation.json").read_text())
     pictures = report["cost"]["steps"]
     # The evaluation view and its two neighbours, and once more as the lens sees it; 2 steps of 3 branches.
     assert pictures >= 3 and report["cost"]["unet_evaluations"] == pictures * 2 * 3
     assert report["method"] == "per-view" and report["prior"] == "tiny-instruct"
-    change = (
-        report["figures"]["change"]["after"],
-        report["figures"]["reprojection_change_error_short"]["after"],
-    )
-    assert min(change) > 0 and report["known_edit"] == "night"
-    assert (tmp_path / "edited" / "turntable.mp4").exists() and (
-        tmp_path / "source" / "turntable.mp4"
-    ).exists()
-    first = (tmp_path / "edited" / "after-1.jpg").read_bytes()
-    carry_out(dataclasses.replace(measure, seed=1, turntable_frames=0))
-    assert (tmp_path / "edited" / "after-1.jpg").read_bytes() != first
+    figures = (report["figures"][name]["after"] for name in ("change", "reprojection_change_error_short"))
+    assert min(figures) > 0 and report["known_edit"] == "night"
+    assert (folder / "turntable.mp4").exists() and (compared / "pictures/source/turntable.mp4").exists()
+
+
+def test_every_view_and_seed_has_noise_of_its_own(recipe: Path) -> None:
+    picture = torch.rand(1, 3, 32, 32).expand(2, -1, -1, -1)
+    cpu = torch.device("cpu")
+    edits = [
+        PerViewEditor("make it night", recipe=str(recipe), seed=seed, steps=1, device=cpu).edit(picture)
+        for seed in (0, 1, 0)
+    ]
+    assert torch.equal(edits[0], edits[2])
+    different = torch.cat(edits[:2])
+    assert (different[:, None] - different[None]).abs().amax((2, 3, 4))[
+        ~torch.eye(4, dtype=bool)
+    ].min() > 0.01
 
 
 def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
@@ -200,6 +213,8 @@ def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
         (("--prompts", "a", "--methods", "magic"), "there is no method magic to compare"),
         (("--prompts", "a", "--methods", "csd-edit-tiny"), "use csd-edit with --recipe tiny"),
         (("--prompts", "a", "--evaluations", "10", "5"), "--evaluations cannot be used"),
+        (("--prompts", "a", "--minutes", "0", "5"), "--minutes cannot be used"),
+        (("--prompts", "a", "--minutes", "2", "--evaluations", "5"), "there are budgets of two kinds"),
         (
             ("--prompts", "a", "--recipe", "tiny", "--evaluations", "7"),
             "the budget is too small for csd-edit",
@@ -235,6 +250,28 @@ def test_equal_budgets_buy_whole_pieces_of_work() -> None:
         4 * particles,
         6 * particles,
     ]
+
+
+def test_minutes_bound_an_edit_instead_of_steps(options: Compare, tmp_path: Path) -> None:
+    timed = dataclasses.replace(
+        options, output=tmp_path, methods=("csd-edit",), evaluations=(), minutes=(0.5, 2.0)
+    )
+    settings, given = checked(timed)
+    (job,) = jobs_of(tmp_path, settings, given)
+    first, measured, second, _ = job.stages
+    assert "--max-minutes 0.5 " in shlex.join(first.command()) and first.amount == "0.5 minutes"
+    assert (
+        "--max-minutes 2 " in shlex.join(second.command())
+        and "pictures/make-it-night/csd-edit/seed-0/0.5-minutes" in measured.command()
+    )
+    run = tmp_path / "runs/make-it-night/csd-edit/seed-0"
+    (run / "nerfstudio_models").mkdir(parents=True)
+    torch.save({"step": 40}, run / "nerfstudio_models" / "step-000000040.ckpt")
+    assert not first.finished()  # nobody knows how long it took
+    for seconds, done in ((29.9, (False, False)), (30.2, (True, False)), (121.0, (True, True))):
+        write_cost(run, dataclasses.replace(NOTHING, steps=41, seconds=seconds))
+        assert (first.finished(), second.finished()) == done
+    assert second.next_command()[1] == 41  # goes on where the first budget ended
 
 
 @pytest.mark.parametrize("method", ["sds-edit", "dds-edit", "cds-edit", "pds-edit", "csd-edit"])
