@@ -41,7 +41,7 @@ def plot(
     across = _ticks([0, *(point[0] for point in points)])
     up = _ticks([point[1] for point in points])
     left = NAME_AT + NAME_WIDTH // 2 + 2 * GAP + LETTER * max(map(len, _labels(up)))
-    right = WIDTH - max(2 * GAP, LETTER * len(_labels(across)[-1]) // 2)
+    right = WIDTH - max(2 * GAP, LETTER * len(_labels(across)[-1]) / 2)
 
     def place(point: Point) -> Point:
         share_x = (point[0] - across[0]) / (across[-1] - across[0])

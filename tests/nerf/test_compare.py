@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from csd_nerf.cli import main
+from csd_nerf.comparison import measuring
 from csd_nerf.comparison.budget import Price, method_config, price_of
 from csd_nerf.comparison.checking import checked
 from csd_nerf.comparison.command import Compare
@@ -25,6 +26,7 @@ from csd_nerf.comparison.per_view import PerViewEditor
 from csd_nerf.comparison.plots import COLOURS, plot
 from csd_nerf.comparison.results import Line, Row, Spread, as_csv, as_json, lines_of, spread
 from csd_nerf.comparison.settings import Budget, Instruction
+from csd_nerf.demo.child import failure_lines
 from csd_nerf.demo.stages import Stage
 from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.presets import preset
@@ -182,8 +184,24 @@ def test_every_view_and_seed_has_noise_of_its_own(recipe: Path) -> None:
     assert torch.equal(edits[0], edits[2])
     different = torch.cat(edits[:2])
     assert (different[:, None] - different[None]).abs().amax((2, 3, 4))[
-        ~torch.eye(4, dtype=bool)
+        ~torch.eye(4, dtype=torch.bool)
     ].min() > 0.01
+
+
+def test_a_measurement_that_runs_out_of_memory_says_what_to_turn_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def run_out(options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr(measuring, "carry_out", run_out)
+    names = ("output", "source-output", "instruction", "views", "size", "clip")
+    monkeypatch.setattr("sys.argv", ["measuring", *(word for name in names for word in (f"--{name}", "1"))])
+    with pytest.raises(SystemExit) as stop:
+        measuring.main()
+    assert stop.value.code == 2
+    printed = failure_lines(capsys.readouterr().err.splitlines())
+    assert printed[0] == "Error: memory ran out" and "20 GiB" in printed[2] and "--size" in printed[3]
 
 
 def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
