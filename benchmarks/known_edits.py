@@ -79,15 +79,16 @@ def main(options: Options) -> None:
             got=f"--load-dir {options.load_dir} alone",
             hint="add --data; the still life is always trained on the way",
         )
-    scenes: dict[str, dict[str, Path | None]] = {"still life": {}}
+    scenes: dict[str, tuple[Path | None, Path | None]] = {"still life": (None, None)}
     if options.data is not None:
-        scenes[options.data.resolve().name] = {"data": options.data, "load_dir": options.load_dir}
+        scenes[options.data.resolve().name] = options.data, options.load_dir
     results: dict[str, Any] = {"commit": commit(), "scenes": {}}
     failed = False
-    for name, scene in scenes.items():
+    for name, (data, load_dir) in scenes.items():
         comparison = Compare(
             output=options.out / name.replace(" ", "-"),
-            **scene,
+            data=data,
+            load_dir=load_dir,
             prompts=tuple(instruction(edit) for edit in options.edits),
             methods=options.methods,
             seeds=options.seeds,

@@ -194,16 +194,19 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
                 kind["better"],
                 kind["unit"],
                 None if before is None else before.mean,
-                _by_method(rows, lambda row, name=name: row.figure(name)),
-                _by_method(rows, lambda row, name=name: row.gain(name)),
+                _by_method(rows, name, Row.figure),
+                _by_method(rows, name, Row.gain),
             )
         )
     return lines
 
 
-def _by_method(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[str, Spread]:
+def _by_method(
+    rows: Sequence[Row], name: str, value: Callable[[Row, str], float | None]
+) -> dict[str, Spread]:
     found = {
-        method: spread(value(row) for row in rows if row.method == method) for method in methods_of(rows)
+        method: spread(value(row, name) for row in rows if row.method == method)
+        for method in methods_of(rows)
     }
     return {method: over_seeds for method, over_seeds in found.items() if over_seeds is not None}
 
