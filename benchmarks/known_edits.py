@@ -1,9 +1,10 @@
 """How well, and how consistently, methods make edits whose answer is known: `csd-nerf compare` on two scenes.
 
     python benchmarks/known_edits.py --out results/known
-    python benchmarks/known_edits.py --out results/known --data SCENE --docs docs/results.md
+    python benchmarks/known_edits.py --out results/known --data SCENE --load-dir RUN --docs docs/results.md
 
-On the rendered still life and, where `--data` names one, on a captured scene. Results are kept as
+On the rendered still life and, where `--data` names one, on a captured scene. The comparisons are kept in the
+folders `still-life` and that of the scene's name; what is there is not run again. Results are kept as
 known_edits.json with the commit that made them; `--docs` writes them as a table between its two markers.
 """
 
@@ -24,13 +25,18 @@ sys.path.insert(0, str(ROOT))
 
 from csd_nerf.comparison.command import Compare  # noqa: E402
 from csd_nerf.errors import InputError, exit_on_input_error  # noqa: E402
-from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION  # noqa: E402
+from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION, TINTS  # noqa: E402
 
 BEGIN, END = "<!-- known-edits: begin -->", "<!-- known-edits: end -->"
-GAIN, CONSISTENCY = (
-    "psnr_to_known_edit",
-    ("reprojection_change_error_short", "reprojection_change_error_long"),
-)
+GAIN, HUES = "psnr_to_known_edit", "hue_deviation"
+OTHERS = ("reprojection_change_error_short", "reprojection_change_error_long", "edge_correlation")
+CAPTION = f"""\
+Gain: PSNR of the evaluation renders towards the right answer, less that of the scene before the edit.
+"{TINT_INSTRUCTION}" has {len(TINTS)} right answers ({", ".join(TINTS)}): the one counts,
+before and after, that all evaluation views of an edit together are nearest to. Change error: how differently
+two views 8 or 30 degrees apart change a point. Structure: how well edges stay where they were
+(`edge_correlation`). Hue spread, in degrees: of the views of one edit, where several hues are right.
+"""
 
 
 @dataclass
@@ -41,13 +47,22 @@ class Options:
     """Folder for the comparisons and known_edits.json."""
     data: Path | None = None
     """A captured scene, beside the still life."""
+    load_dir: Path | None = None
+    """Run folder of that scene, trained; it is trained on the way otherwise."""
     edits: tuple[str, ...] = ("night", "winter", "tint")
     """Names of exact operators, and tint, which is ambiguous."""
-    methods: tuple[str, ...] = ("csd-edit", "csd-edit-dataset", "in2n-baseline", "per-view")
+    methods: tuple[str, ...] = (
+        "csd-edit",
+        "cds-edit",
+        "sds-edit",
+        "csd-edit-dataset",
+        "in2n-baseline",
+        "per-view",
+    )
     """What is compared."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the edits."""
-    evaluations: tuple[int, ...] = (1600, 4800)
+    evaluations: tuple[int, ...] = (1600,)
     """Budgets in U-Net evaluations."""
     recipe: str = "tiny"
     """Of all methods."""
@@ -57,17 +72,23 @@ class Options:
 
 def main(options: Options) -> None:
     """Compare, keep the results, and write the table."""
-    scenes = (
-        {"still life": None}
-        if options.data is None
-        else {"still life": None, options.data.name: options.data}
-    )
+    if options.load_dir is not None and options.data is None:
+        raise InputError(
+            "a run was given without its scene",
+            expected="--data with the dataset that --load-dir was trained on",
+            got=f"--load-dir {options.load_dir} alone",
+            hint="add --data; the still life is always trained on the way",
+        )
+    scenes: dict[str, tuple[Path | None, Path | None]] = {"still life": (None, None)}
+    if options.data is not None:
+        scenes[options.data.resolve().name] = options.data, options.load_dir
     results: dict[str, Any] = {"commit": commit(), "scenes": {}}
     failed = False
-    for name, data in scenes.items():
+    for name, (data, load_dir) in scenes.items():
         comparison = Compare(
             output=options.out / name.replace(" ", "-"),
             data=data,
+            load_dir=load_dir,
             prompts=tuple(instruction(edit) for edit in options.edits),
             methods=options.methods,
             seeds=options.seeds,
@@ -117,29 +138,33 @@ def commit() -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Gain in dB towards the known edit, and inconsistency of the change, mean ± deviation over the seeds."""
+    """Gain in dB towards the known edit, consistency and structure, mean ± deviation over the seeds."""
     lines = [
         f"At commit `{results['commit']}`; mean ± standard deviation over the seeds, at the last budget.",
-        "",
-        "| scene | instruction | method | gain (dB) | change error, 8 degrees | 30 degrees |",
-        "|---|---|---|---|---|---|",
+        CAPTION,
+        "| scene | instruction | method | gain (dB) | change error, 8° | 30° | structure | hue spread |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for scene, found in results["scenes"].items():
         for prompt, metrics in found["summary"].items():
-            for method, gain in metrics.get(GAIN, {}).get("methods", {}).items():
-                errors = [metrics.get(name, {}).get("methods", {}).get(method) for name in CONSISTENCY]
+            for method, known in metrics.get(GAIN, {}).get("methods", {}).items():
+                others = [metrics.get(name, {}).get("methods", {}).get(method) for name in OTHERS]
+                hues = metrics.get(HUES, {}).get("methods", {}).get(method)
                 cells = [
-                    cell(gain, ".1f", metrics[GAIN]["before"], "+"),
-                    *(cell(error, ".3f") if error else "" for error in errors),
+                    cell(known["gain"], ".1f", "+"),
+                    *(cell(other, ".3f") for other in others),
+                    cell(hues if prompt == TINT_INSTRUCTION else None, ".1f"),
                 ]
                 lines.append(f"| {scene} | {prompt} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(found: dict[str, Any], form: str, before: float = 0.0, sign: str = "") -> str:
-    """A mean with its deviation, as the difference to what it was before."""
+def cell(found: dict[str, Any] | None, form: str, sign: str = "") -> str:
+    """A mean with its deviation; empty where nothing was measured."""
+    if found is None:
+        return ""
     deviation = "" if found["deviation"] is None else f" ± {found['deviation']:{form}}"
-    return f"{found['mean'] - before:{sign}{form}}{deviation}"
+    return f"{found['mean']:{sign}{form}}{deviation}"
 
 
 def with_table(text: str, lines: str) -> str:

@@ -51,3 +51,20 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
     said = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
     return said or isinstance(error, torch.OutOfMemoryError)
+
+
+@contextmanager
+def memory_explained(*, expected: str, hint: str) -> Iterator[None]:
+    """Within it, memory that runs out is an `InputError`.
+
+    Args:
+        expected: what there must be room for.
+        hint: what to turn down.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        got = str(error).splitlines()[0]
+        raise InputError("memory ran out", expected=expected, got=got, hint=hint) from error

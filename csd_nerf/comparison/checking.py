@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from csd_nerf.priors.loading import check_prior
 from csd_nerf.recipes import find_recipe
 from csd_nerf.scenes.operators import CAPTIONS
 
+USUAL_EVALUATIONS = (1600, 4800)
+"""Budgets where none are given."""
+
 
 def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, str]]]:
     """What the options ask for, and the edits that were made elsewhere.
@@ -44,8 +48,9 @@ def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, s
     source_description = options.source_description
     if not source_description and all(entry.prompt in known_descriptions() for entry in instructions):
         source_description = CAPTIONS["identity"]
+    evaluations = options.evaluations if options.evaluations or options.minutes else USUAL_EVALUATIONS
     for method in methods:
-        _check_method(method, recipe, options, instructions, source_description)
+        _check_method(method, recipe, evaluations, instructions, source_description)
     data = None if options.data is None else options.data.expanduser().resolve()
     _check_data(data, source)
     measures = Measures(
@@ -53,13 +58,14 @@ def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, s
         source=None if source is None else str(source),
         train_steps=options.train_steps,
         recipe=recipe,
-        evaluations=options.evaluations,
+        evaluations=evaluations,
         views=options.views,
         size=options.size or method_config("csd-edit", recipe).pipeline.picture_size,
         source_description=source_description,
         clip=options.clip,
         per_view_steps=options.per_view_steps,
         turntable_frames=options.turntable_frames,
+        minutes=options.minutes,
     )
     settings = Settings(measures, instructions, methods, options.seeds, tuple(given), options.download)
     return settings, given
@@ -74,19 +80,33 @@ def _check_numbers(options: Compare) -> None:
         _at_least("seeds", seed, 0)
     for name in ("prompts", "methods", "seeds"):
         _different(name, getattr(options, name))
-    budgets = options.evaluations
-    rising = all(earlier < later for earlier, later in zip(budgets, budgets[1:], strict=False))
-    if not budgets or not rising or budgets[0] < 1:
-        raise InputError(
-            "--evaluations cannot be used",
-            expected="one or more budgets of at least 1 U-Net evaluation, rising",
-            got=" ".join(map(str, budgets)) or "none",
-            hint="write the smallest first: --evaluations 1600 4800",
-        )
+    _check_budgets(options)
     if not options.seeds:
         raise InputError(
             "no seed was given", expected="at least one", got="none", hint="leave out --seeds for 0 1 2"
         )
+
+
+def _check_budgets(options: Compare) -> None:
+    if options.evaluations and options.minutes:
+        raise InputError(
+            "there are budgets of two kinds",
+            expected="--evaluations or --minutes",
+            got="both",
+            hint="leave out one of them",
+        )
+    for name, budgets, example in (
+        ("evaluations", options.evaluations, "1600 4800"),
+        ("minutes", options.minutes, "2 5"),
+    ):
+        rising = all(earlier < later for earlier, later in zip(budgets, budgets[1:], strict=False))
+        if budgets and not (rising and budgets[0] > 0 and budgets[-1] < math.inf):
+            raise InputError(
+                f"--{name} cannot be used",
+                expected="budgets above 0, rising",
+                got=" ".join(map(str, budgets)),
+                hint=f"write the smallest first: --{name} {example}",
+            )
 
 
 def _at_least(name: str, value: float, least: int) -> None:
@@ -160,7 +180,7 @@ def _recipe(recipe: str | None) -> str | None:
 def _check_method(
     method: str,
     recipe: str | None,
-    options: Compare,
+    evaluations: Sequence[int],
     instructions: Sequence[Instruction],
     source_description: str,
 ) -> None:
@@ -171,8 +191,8 @@ def _check_method(
     if method == PER_VIEW:
         return
     price = price_of(config)
-    for evaluations in options.evaluations:
-        steps_for(method, price, evaluations)
+    for budget in evaluations:
+        steps_for(method, price, budget)
     if needs_descriptions(config):
         missing = [entry.prompt for entry in instructions if not entry.description]
         if missing or not source_description:

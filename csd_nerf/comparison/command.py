@@ -43,9 +43,11 @@ class Compare:
     """Editing methods of nerfstudio, and per-view: each view by itself, by InstructPix2Pix."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the edits; their spread is in the report."""
-    evaluations: tuple[int, ...] = (1600, 4800)
+    evaluations: tuple[int, ...] = ()
     """Budgets in U-Net evaluations, rising: every edit is measured when it has spent one, and goes on to the
-    next."""
+    next. Without this and --minutes: 1600 4800."""
+    minutes: tuple[float, ...] = ()
+    """Budgets in minutes instead, which the steps of each edit may take on this machine, rising."""
     recipe: str | None = None
     """Settings of all methods: `tiny` (two CPU cores, with the bundled priors), or a YAML file."""
     runs: tuple[Path, ...] = ()
@@ -89,6 +91,7 @@ class Compare:
             what="comparison",
             command="csd-nerf compare",
             go_on=lambda saved, different: "",
+            later={"minutes": []},
         )
         try:
             failures = self._carry_out(scene_stages(self.output, settings), jobs, console)

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csd_nerf.comparison.budget import PER_VIEW, method_config, needs_descriptions, price_of, steps_for
-from csd_nerf.comparison.settings import Instruction, Settings
+from csd_nerf.comparison.settings import Budget, Instruction, Settings
 from csd_nerf.demo import settings as demo
 from csd_nerf.demo.stages import SCENE_RUN, NerfstudioStage, RenderScene, Stage, TrainScene
+from csd_nerf.nerf.cost import read_cost
 
 EVALUATION = "evaluation.json"
 VIDEO = "turntable.mp4"
 SOURCE_PICTURES = "pictures/source"
 PICTURES_SHOWN = 4
+STEPS_WITHOUT_END = 1_000_000
+"""Of an edit that ends when its minutes are over."""
 VIDEO_SIZE = 128
 """Short side of the videos at most, in pixels: there may be dozens of them on a page."""
 
@@ -28,6 +31,7 @@ class EditRun(NerfstudioStage):
         method: of nerfstudio.
         start: options that begin the edit.
         steps: in all, of this budget and those before it.
+        minutes: that they may take, likewise; None for as long as they take.
     """
 
     key: str
@@ -35,6 +39,7 @@ class EditRun(NerfstudioStage):
     method: str
     start: tuple[str, ...]
     steps: int
+    minutes: float | None = None
 
     @property
     def title(self) -> str:
@@ -43,6 +48,16 @@ class EditRun(NerfstudioStage):
     @property
     def total(self) -> int:
         return self.steps
+
+    @property
+    def amount(self) -> str:
+        return super().amount if self.minutes is None else str(Budget(self.minutes, "minutes"))
+
+    def finished(self) -> bool:
+        if super().finished() or self.minutes is None:
+            return super().finished()
+        cost = read_cost(self.folder / self.run_folder)
+        return self.newest_checkpoint() is not None and cost is not None and cost.seconds >= 60 * self.minutes
 
     def command(self) -> list[str]:
         return self._command(self.start)
@@ -55,6 +70,8 @@ class EditRun(NerfstudioStage):
 
     def _command(self, start: tuple[str, ...]) -> list[str]:
         head = ["ns-train", self.method, *start, "--max-num-iterations", str(self.total)]
+        if self.minutes is not None:
+            head += ["--max-minutes", f"{self.minutes:g}"]
         # Pictures and turntable are drawn of all methods alike, by what measures them.
         own = ["--pipeline.turntable-frames", "0", "--pipeline.steps-per-picture", "0"]
         return [*head, *self.output_options(), *own, "--logging.steps-per-log", "1"]
@@ -109,15 +126,14 @@ class Job:
         method: by its name in the table.
         seed: of the edit; None of one that was made elsewhere.
         stages: all commands, in order.
-        measurements: the stages that measure, with the budget of each: U-Net evaluations, or None where the
-            budget does not apply.
+        measurements: the stages that measure, with the budget of each; None where it does not apply.
     """
 
     instruction: Instruction
     method: str
     seed: int | None
     stages: tuple[Stage, ...]
-    measurements: tuple[tuple[int | None, Measurement], ...]
+    measurements: tuple[tuple[Budget | None, Measurement], ...]
 
     def finished(self) -> bool:
         """Whether nothing is left to do."""
@@ -166,7 +182,6 @@ def _edit_job(
     measures = settings.measures
     run = f"runs/{instruction.folder}/{method}/seed-{seed}"
     config = method_config(method, measures.recipe)
-    price = price_of(config)
     start = ["--load-dir", measures.source or SCENE_RUN]
     if measures.data is not None and measures.source is not None:
         start += ["--data", measures.data]
@@ -178,28 +193,30 @@ def _edit_job(
     else:
         start += ["--prompt", instruction.prompt]
     stages: list[Stage] = []
-    measurements: list[tuple[int | None, Measurement]] = []
-    for evaluations in measures.evaluations:
+    measurements: list[tuple[Budget | None, Measurement]] = []
+    for budget in measures.budgets:
+        timed = budget.unit == "minutes"
         edit = EditRun(
             folder,
             dataclasses.replace(_demo_settings(settings), prompt=instruction.prompt, seed=seed),
-            key=f"{run.removeprefix('runs/')}.{evaluations}.edit".replace("/", "."),
+            key=f"{run.removeprefix('runs/')}.{budget.folder}.edit".replace("/", "."),
             run_folder=run,
             method=method,
             start=tuple(start),
-            steps=steps_for(method, price, evaluations),
+            steps=STEPS_WITHOUT_END if timed else steps_for(method, price_of(config), int(budget.amount)),
+            minutes=budget.amount if timed else None,
         )
-        last = evaluations == measures.evaluations[-1]
+        last = budget == measures.budgets[-1]
         measurement = _measurement(
             folder,
             settings,
             instruction,
-            f"pictures/{run.removeprefix('runs/')}/{evaluations}",
+            f"pictures/{run.removeprefix('runs/')}/{budget.folder}",
             ("--run", run),
             measures.turntable_frames if shown and last else 0,
         )
         stages += [edit, measurement]
-        measurements.append((evaluations, measurement))
+        measurements.append((budget, measurement))
     return Job(instruction, method, seed, tuple(stages), tuple(measurements))
 
 

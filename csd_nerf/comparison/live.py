@@ -53,12 +53,12 @@ class LiveTable:
     def begin(self, stage: Stage, start: int) -> None:
         """A command is starting up; `start` steps were done before."""
         self._now = f"{stage.title}: starting"
-        where = f", from {start}" if start else ""
-        self._say(f"{self._name()}: {stage.title}, {stage.total} {stage.unit}{where} ...")
+        where = f", from step {start}" if start else ""
+        self._say(f"{self._name()}: {stage.title}, {stage.amount}{where} ...")
 
     def update(self, stage: Stage, steps: float) -> None:
         """So many steps are done."""
-        self._now = f"{stage.title}: {int(steps)}/{stage.total} {stage.unit}"
+        self._now = f"{stage.title}, {stage.amount}: {int(steps)} {stage.unit} done"
 
     def finish(self, job: int, seconds: float) -> None:
         """All commands of a job are done."""

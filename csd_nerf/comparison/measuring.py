@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import tyro
 
-from csd_nerf.errors import exit_on_input_error
+from csd_nerf.errors import exit_on_input_error, memory_explained
+from csd_nerf.evaluation.command import LESS, ROOM
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ class Measuring:
 
 def main() -> None:
     """Read the command line; draw and measure, printing a line per frame of the video."""
-    with exit_on_input_error():
+    with exit_on_input_error(), memory_explained(expected=ROOM, hint=LESS):
         carry_out(tyro.cli(Measuring, prog="python -m csd_nerf.comparison.measuring"))
 
 

@@ -10,8 +10,14 @@ Point = tuple[float, float]
 
 COLOURS = ("#d9480f", "#1971c2", "#2f9e44", "#9c36b5", "#e0a100", "#0c8599", "#c2255c", "#5f3dc4", "#74561b")
 WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46
+TOP, BOTTOM = 12, 46
 TICKS = 5
+MOST_DECIMALS = 6
+LETTER = 7
+"""Width of a digit of the labels at most."""
+NAME_AT, NAME_WIDTH, GAP = 14, 16, 7
+"""Of the name of the upright axis, which is turned: where its middle is, and its height; room beside it and
+beside the labels."""
 
 
 def plot(
@@ -25,18 +31,22 @@ def plot(
 
     Args:
         series: for each name its groups, such as the seeds at one budget, each a few points.
-        x, y: what the axes are.
+        x, y: what the axes are; that of x begins at 0.
         colours: of each series.
     """
     points = [point for groups in series.values() for group in groups for point in group]
     if not points:
         return ""
-    across, up = (_ticks([point[axis] for point in points]) for axis in (0, 1))
+    # What is spent or done begins at nothing; a single budget would be drawn apart by its last evaluations.
+    across = _ticks([0, *(point[0] for point in points)])
+    up = _ticks([point[1] for point in points])
+    left = NAME_AT + NAME_WIDTH // 2 + 2 * GAP + LETTER * max(map(len, _labels(up)))
+    right = WIDTH - max(2 * GAP, LETTER * len(_labels(across)[-1]) / 2)
 
     def place(point: Point) -> Point:
         share_x = (point[0] - across[0]) / (across[-1] - across[0])
         share_y = (point[1] - up[0]) / (up[-1] - up[0])
-        return LEFT + share_x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - share_y * (HEIGHT - TOP - BOTTOM)
+        return left + share_x * (right - left), HEIGHT - BOTTOM - share_y * (HEIGHT - TOP - BOTTOM)
 
     parts = [*_axes(across, up, x, y, place)]
     for name, groups in series.items():
@@ -71,21 +81,21 @@ def legend(colours: Mapping[str, str]) -> str:
 def _axes(across: Sequence[float], up: Sequence[float], x: str, y: str, place: object) -> list[str]:
     assert callable(place)
     parts = []
-    for value in across:
+    for value, label in zip(across, _labels(across), strict=True):
         a, b = place((value, up[0]))
         _, top = place((value, up[-1]))
         parts.append(f'<line x1="{a:.1f}" x2="{a:.1f}" y1="{b:.1f}" y2="{top:.1f}"/>')
-        parts.append(f'<text x="{a:.1f}" y="{b + 17:.1f}" text-anchor="middle">{_number(value)}</text>')
-    for value in up:
+        parts.append(f'<text x="{a:.1f}" y="{b + 17:.1f}" text-anchor="middle">{label}</text>')
+    for value, label in zip(up, _labels(up), strict=True):
         a, b = place((across[0], value))
         right, _ = place((across[-1], value))
         parts.append(f'<line x1="{a:.1f}" x2="{right:.1f}" y1="{b:.1f}" y2="{b:.1f}"/>')
-        parts.append(f'<text x="{a - 7:.1f}" y="{b + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}</text>')
+        parts.append(f'<text x="{a - GAP:.1f}" y="{b + 4:.1f}" text-anchor="end">{label}</text>')
+    middle = (place((across[0], up[0]))[0] + place((across[-1], up[0]))[0]) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(x)}</text>')
     centre = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
-        f'<text x="14" y="{centre}" text-anchor="middle" transform="rotate(-90 14 {centre})">'
+        f'<text x="{NAME_AT}" y="{centre}" text-anchor="middle" transform="rotate(-90 {NAME_AT} {centre})">'
         f"{html.escape(y)}</text>"
     )
     return parts
@@ -103,8 +113,12 @@ def _ticks(values: Sequence[float]) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks, with as many digits as tell them apart."""
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-6))
+    if decimals > MOST_DECIMALS:
+        return [f"{value:.3g}" for value in ticks]
+    return [f"{value:,.{decimals}f}" for value in ticks]
 
 
 def _mean(points: Sequence[Point]) -> Point:

@@ -11,10 +11,20 @@ from typing import Any
 from csd_nerf.comparison.jobs import SOURCE_PICTURES, VIDEO, Job
 from csd_nerf.comparison.plots import COLOURS, legend, plot
 from csd_nerf.comparison.results import Line, Row, Spread, final_rows, lines_of, methods_of, spread
+from csd_nerf.comparison.settings import Budget
 from csd_nerf.demo.stages import Stage
 from csd_nerf.display import minutes
-from csd_nerf.evaluation.table import ARROWS, number
-from csd_nerf.pages import command_block, embedded, filled, table_row, versions
+from csd_nerf.evaluation.table import ARROWS, decimals, number
+from csd_nerf.pages import (
+    command_block,
+    embedded,
+    filled,
+    picture,
+    slider,
+    table_row,
+    versions,
+    view_buttons,
+)
 
 PACKAGES = ("csd-nerf", "nerfstudio", "torch", "diffusers", "transformers", "torchmetrics")
 FOLLOWS = ("psnr_to_known_edit", "clip_directional_similarity", "clip_text_similarity", "change")
@@ -57,15 +67,13 @@ def write_report(
 
 def _intro(rows: Sequence[Row], methods: Sequence[str], prompts: Sequence[str]) -> str:
     seeds = sorted({row.seed for row in rows if row.seed is not None})
-    budgets = sorted({row.budget for row in rows if row.budget is not None})
+    budgets = sorted({row.budget for row in rows if row.budget}, key=lambda budget: budget.amount)
     said = [
         f"{len(prompts)} instruction{'s' * (len(prompts) > 1)}, {len(methods)} methods, "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})."
     ]
     if budgets:
-        said.append(
-            f"Methods that edit the scene have {budgets[-1]} U-Net evaluations; the table has what they used."
-        )
+        said.append(f"Methods that edit the scene have {budgets[-1]}; the table has what they used.")
     said.append(
         "Figures are means over the seeds ± their standard deviation. The best mean is coloured; a dotted "
         "line is under those that the seeds do not tell from it: nearer than both deviations together, or of "
@@ -91,7 +99,7 @@ def _failures(rows: Sequence[Row]) -> str:
 
 def _name(row: Row) -> str:
     seed = "" if row.seed is None else f", seed {row.seed}"
-    budget = "" if row.budget is None else f", {row.budget} evaluations"
+    budget = "" if row.budget is None else f", {row.budget}"
     return f"{row.prompt}, {row.method}{seed}{budget}"
 
 
@@ -138,8 +146,9 @@ def _line(line: Line, methods: Sequence[str]) -> str:
 def _with_spread(found: Spread | None) -> str:
     if found is None:
         return "-"
-    deviation = "" if found.deviation is None else f" <small>± {number(found.deviation)}</small>"
-    return f"{number(found.mean)}{deviation}"
+    digits = decimals(found.mean)
+    deviation = "" if found.deviation is None else f" <small>± {found.deviation:.{digits}f}</small>"
+    return f"{found.mean:.{digits}f}{deviation}"
 
 
 def _costs(rows: Sequence[Row], methods: Sequence[str]) -> list[str]:
@@ -174,20 +183,14 @@ def _pictures(folder: Path, rows: Sequence[Row]) -> str:
     cards = []
     for method, row in _first_of_each(rows).items():
         afters = [embedded(file) for file in sorted((folder / row.pictures).glob("after-*.jpg"))]
-        thumbnails = "\n".join(
-            f'<button type="button" aria-pressed="{str(place == 0).lower()}" data-before="{before}">'
-            f'<img src="{after}" alt="View {place + 1}"></button>'
-            for place, (before, after) in enumerate(zip(befores, afters, strict=True))
+        shown = slider(
+            picture(befores[0], "before", "The scene before the edit"),
+            picture(afters[0], "after", f"The edit by {method}"),
         )
         seed = "" if row.seed is None else f' <span class="soft">seed {row.seed}</span>'
         cards.append(
-            f'<div class="card"><h3>{html.escape(method)}{seed}</h3>\n<div class="compare">'
-            f'<img class="before" src="{befores[0]}" alt="The scene before the edit">'
-            f'<img class="after" src="{afters[0]}" alt="The edit by {html.escape(method)}">'
-            '<span class="line"></span><span class="tag left">before</span>'
-            '<span class="tag right">after</span><input type="range" min="0" max="100" value="50" '
-            'aria-label="Share of the picture that shows the scene before the edit, in percent"></div>'
-            f'\n<div class="views">{thumbnails}</div></div>'
+            f'<div class="card"><h3>{html.escape(method)}{seed}</h3>\n{shown}\n'
+            f"{view_buttons(befores, afters)}</div>"
         )
     return f'<div class="edits">{"".join(cards)}</div>'
 
@@ -215,11 +218,11 @@ def _plots(rows: Sequence[Row], colours: Mapping[str, str]) -> str:
     follows = next((name for name in FOLLOWS if name in there), None)
     shown = []
     if follows is not None:
-        cost = {
-            method: _groups(rows, method, lambda row: row.cost("unet_evaluations"), follows)
-            for method in methods
-        }
-        shown.append(plot(cost, x="U-Net evaluations", y=follows.replace("_", " "), colours=colours))
+        timed = any(row.budget is not None and row.budget.unit == "minutes" for row in rows)
+        spent = _minutes if timed else lambda row: row.cost("unet_evaluations")
+        cost = {method: _groups(rows, method, spent, follows) for method in methods}
+        x = "minutes of editing" if timed else "U-Net evaluations"
+        shown.append(plot(cost, x=x, y=follows.replace("_", " "), colours=colours))
     if CONSISTENCY in there:
         agreement = {
             method: _groups(rows, method, lambda row: row.figure(STRENGTH), CONSISTENCY) for method in methods
@@ -236,9 +239,14 @@ def _plots(rows: Sequence[Row], colours: Mapping[str, str]) -> str:
     return f'<div class="plots">{figures}</div>{legend({method: colours[method] for method in methods})}'
 
 
+def _minutes(row: Row) -> float | None:
+    seconds = row.cost("seconds")
+    return None if seconds is None else seconds / 60
+
+
 def _groups(rows: Sequence[Row], method: str, across: Any, up: str) -> list[list[tuple[float, float]]]:
     """The points of a method, the seeds of each budget together."""
-    groups: dict[int | None, list[tuple[float, float]]] = {}
+    groups: dict[Budget | None, list[tuple[float, float]]] = {}
     for row in rows:
         x, y = across(row), row.figure(up)
         if row.method == method and x is not None and y is not None:

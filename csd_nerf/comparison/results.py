@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from csd_nerf.comparison.jobs import Job
+from csd_nerf.comparison.settings import Budget
 from csd_nerf.errors import InputError
 
 Status = Literal["measured", "failed", "not run"]
+PLAIN = ("prompt", "method", "seed", "budget", "budget_unit", "status", "reason")
 COST = ("unet_evaluations", "seconds", "peak_memory_mib", "device")
 
 
@@ -23,7 +26,7 @@ class Row:
 
     Attributes:
         prompt, method, seed: of the edit; the seed of one that was made elsewhere is its own.
-        budget: U-Net evaluations it was given; None where the budget does not apply.
+        budget: it was given; None where the budget does not apply.
         status: how far it came.
         reason: why it failed; empty otherwise.
         pictures: folder of its pictures, relative to the comparison's.
@@ -33,7 +36,7 @@ class Row:
     prompt: str
     method: str
     seed: int | None
-    budget: int | None
+    budget: Budget | None
     status: Status
     reason: str
     pictures: str
@@ -43,6 +46,11 @@ class Row:
         """The mean of a metric over the views; None where it was not measured."""
         found = (self.evaluation or {}).get("figures", {}).get(name)
         return None if found is None else found["after"]
+
+    def gain(self, name: str) -> float | None:
+        """How much a metric rose over the scene before the edit; None where that was not measured."""
+        found = (self.evaluation or {}).get("figures", {}).get(name)
+        return None if found is None or found["before"] is None else found["after"] - found["before"]
 
     def cost(self, name: str) -> Any:
         """An entry of the cost; None where it was not recorded."""
@@ -131,8 +139,10 @@ class Line:
 
     Attributes:
         name, better, unit: see `csd_nerf.evaluation.figures.Figure`.
-        before: of the source scene, where that means something.
+        before: of the source scene, where that means something. Its distance to the nearest of several right
+            answers is another for edits near to another answer: the mean over all edits.
         methods: the spread of each method that was measured.
+        gains: the spread of what each method added to the source scene's, where that means something.
     """
 
     name: str
@@ -140,6 +150,7 @@ class Line:
     unit: str
     before: float | None
     methods: Mapping[str, Spread]
+    gains: Mapping[str, Spread] = field(default_factory=dict)
 
     @property
     def best(self) -> str | None:
@@ -159,7 +170,8 @@ class Line:
 
 def final_rows(rows: Sequence[Row], prompt: str) -> list[Row]:
     """The rows of an instruction at the last budget."""
-    last = max((row.budget for row in rows if row.budget is not None), default=None)
+    budgets = (row.budget for row in rows if row.budget is not None)
+    last = max(budgets, key=lambda budget: budget.amount, default=None)
     return [row for row in rows if row.prompt == prompt and row.budget in (None, last)]
 
 
@@ -171,13 +183,32 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
             kinds.setdefault(name, figure)
     lines = []
     for name, kind in kinds.items():
-        found = {
-            method: spread(row.figure(name) for row in rows if row.method == method)
-            for method in methods_of(rows)
-        }
-        there = {method: value for method, value in found.items() if value is not None}
-        lines.append(Line(name, kind["better"], kind["unit"], kind["before"], there))
+        before = spread(
+            row.evaluation["figures"][name]["before"]
+            for row in rows
+            if row.evaluation is not None and name in row.evaluation["figures"]
+        )
+        lines.append(
+            Line(
+                name,
+                kind["better"],
+                kind["unit"],
+                None if before is None else before.mean,
+                _by_method(rows, name, Row.figure),
+                _by_method(rows, name, Row.gain),
+            )
+        )
     return lines
+
+
+def _by_method(
+    rows: Sequence[Row], name: str, value: Callable[[Row, str], float | None]
+) -> dict[str, Spread]:
+    found = {
+        method: spread(value(row, name) for row in rows if row.method == method)
+        for method in methods_of(rows)
+    }
+    return {method: over_seeds for method, over_seeds in found.items() if over_seeds is not None}
 
 
 def methods_of(rows: Iterable[Row]) -> list[str]:
@@ -190,11 +221,17 @@ def as_csv(rows: Sequence[Row]) -> str:
     metrics = list(dict.fromkeys(name for row in rows for name in (row.evaluation or {}).get("figures", {})))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["prompt", "method", "seed", "budget", "status", "reason", *COST, *metrics])
+    writer.writerow([*PLAIN, *COST, *metrics])
     for row in rows:
-        plain = [row.prompt, row.method, row.seed, row.budget, row.status, row.reason]
-        writer.writerow([*plain, *map(row.cost, COST), *map(row.figure, metrics)])
+        writer.writerow([*_plain(row).values(), *map(row.cost, COST), *map(row.figure, metrics)])
     return text.getvalue()
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    amount, unit = (None, None) if row.budget is None else (row.budget.amount, row.budget.unit)
+    return dict(
+        zip(PLAIN, (row.prompt, row.method, row.seed, amount, unit, row.status, row.reason), strict=True)
+    )
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
@@ -207,7 +244,12 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "before": line.before,
                 "best": line.best,
                 "methods": {
-                    method: {"mean": value.mean, "deviation": value.deviation, "seeds": value.count}
+                    method: {
+                        "mean": value.mean,
+                        "deviation": value.deviation,
+                        "seeds": value.count,
+                        "gain": dataclasses.asdict(line.gains[method]) if method in line.gains else None,
+                    }
                     for method, value in line.methods.items()
                 },
             }
@@ -215,14 +257,5 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
         }
     return {
         "summary": summary,
-        "rows": [
-            {
-                **{
-                    name: getattr(row, name)
-                    for name in ("prompt", "method", "seed", "budget", "status", "reason")
-                },
-                "evaluation": row.evaluation,
-            }
-            for row in rows
-        ],
+        "rows": [{**_plain(row), "evaluation": row.evaluation} for row in rows],
     }

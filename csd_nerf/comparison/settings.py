@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,29 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What an edit may spend.
+
+    Attributes:
+        amount: of the unit.
+        unit: rows through the U-Net, or minutes of wall time that the steps of the edit take.
+    """
+
+    amount: float
+    unit: Literal["evaluations", "minutes"]
+
+    def __str__(self) -> str:
+        if self.unit == "evaluations":
+            return f"{self.amount} U-Net evaluations"
+        return "1 minute" if self.amount == 1 else f"{self.amount:g} minutes"
+
+    @property
+    def folder(self) -> str:
+        """A name for files."""
+        return str(self.amount) if self.unit == "evaluations" else f"{self.amount:g}-minutes"
+
+
+@dataclass(frozen=True)
 class Measures:
     """What all edits of a comparison share; a folder holds edits with one of these.
 
@@ -42,12 +65,14 @@ class Measures:
         train_steps: of a scene that is trained on the way.
         recipe: name, or absolute path.
         evaluations: budgets in U-Net evaluations, rising; each edit is measured when it has spent one.
+            Empty where the budgets are in minutes.
         views: evaluation cameras.
         size: short side of the measured pictures, in pixels.
         source_description: what the scene shows before the edit; empty when not given.
         clip: hub id or folder.
         per_view_steps: DDIM steps of the edits view by view.
         turntable_frames: of the videos.
+        minutes: budgets in minutes, rising, instead of those in evaluations.
     """
 
     data: str | None
@@ -61,6 +86,13 @@ class Measures:
     clip: str
     per_view_steps: int
     turntable_frames: int
+    minutes: tuple[float, ...] = ()
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Rising."""
+        evaluations = (Budget(amount, "evaluations") for amount in self.evaluations)
+        return (*evaluations, *(Budget(amount, "minutes") for amount in self.minutes))
 
     def as_json(self) -> dict[str, Any]:
         """As JSON gives it back: lists instead of tuples."""

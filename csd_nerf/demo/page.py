@@ -17,7 +17,18 @@ from csd_nerf.demo.pictures import FACTS
 from csd_nerf.demo.settings import Progress, Settings, write_text
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, Stage
 from csd_nerf.display import minutes
-from csd_nerf.pages import command_block, data_uri, embedded, filled, table_row, versions, wrapped
+from csd_nerf.pages import (
+    command_block,
+    data_uri,
+    embedded,
+    filled,
+    picture,
+    slider,
+    table_row,
+    versions,
+    view_buttons,
+    wrapped,
+)
 
 PACKAGES = ("csd-nerf", "nerfstudio", "torch", "diffusers", "transformers")
 
@@ -50,9 +61,11 @@ def write_page(
         "csd_nerf.demo",
         prompt=html.escape(settings.prompt),
         intro=html.escape(_intro(settings)),
-        first_before=before[0],
-        first_after=after[0],
-        thumbnails="\n".join(map(_thumbnail, numbers, before, after)),
+        slider=slider(
+            picture(before[0], "before", "The scene before the edit"),
+            picture(after[0], "after", "The scene after the edit"),
+        ),
+        views=view_buttons(before, after),
         video=embedded(pictures / "turntable.mp4"),
         figures=_figures(settings, stages, progress, facts),
         course=_course(folder, before[0], after[0], settings),
@@ -74,12 +87,6 @@ def _intro(settings: Settings) -> str:
         "a diffusion model that edits pictures proposes the change, the views of the scene share its scores "
         "so that they agree on one edit, and the edit goes into the scene itself."
     )
-
-
-def _thumbnail(number: int, before: str, after: str) -> str:
-    pressed = "true" if number == 1 else "false"
-    image = f'<img src="{after}" alt="View {number}">'
-    return f'<button type="button" aria-pressed="{pressed}" data-before="{before}">{image}</button>'
 
 
 def _figures(settings: Settings, stages: Sequence[Stage], progress: Progress, facts: dict[str, Any]) -> str:

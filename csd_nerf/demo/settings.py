@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def claim_folder(
     what: str,
     command: str,
     go_on: Callable[[dict[str, Any], list[str]], str],
+    later: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a folder that remembers settings, or see that what is there was made with the same.
 
@@ -112,13 +113,14 @@ def claim_folder(
         command: that makes such folders.
         go_on: the command that goes on with what is there, from the settings of then and the names of those
             that differ now; empty when there is none.
+        later: settings that folders of earlier versions do not mention, with what holds for those.
 
     Raises:
         InputError: when the folder cannot be made, holds something else, or was made with other settings.
     """
     file = folder / "settings.json"
     if file.is_file():
-        saved = _read(file, given, command)
+        saved = _read(file, given, command, later or {})
         different = [name for name in given if given[name] != saved[name]]
         if different:
             raise _different(folder, saved, given, different, what, go_on(saved, different))
@@ -142,9 +144,9 @@ def claim_folder(
         ) from error
 
 
-def _read(file: Path, given: dict[str, Any], command: str) -> dict[str, Any]:
+def _read(file: Path, given: dict[str, Any], command: str, later: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        saved = json.loads(file.read_text(encoding="utf8"))
+        saved = {**later, **json.loads(file.read_text(encoding="utf8"))}
         return {name: saved[name] for name in given}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

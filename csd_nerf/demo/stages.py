@@ -56,6 +56,11 @@ class Stage(ABC):
         return self.command(), 0
 
     @property
+    def amount(self) -> str:
+        """What there is to do, for people."""
+        return f"{self.total} {self.unit}"
+
+    @property
     def recipe(self) -> Recipe:
         """Of the demo."""
         return self.settings.recipe

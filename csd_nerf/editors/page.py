@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from csd_nerf.display import minutes
 from csd_nerf.media import to_bytes, whole_file
-from csd_nerf.pages import command_block, data_uri, filled, table_row, versions, wrapped
+from csd_nerf.pages import command_block, data_uri, filled, slider, table_row, versions, wrapped
+from csd_nerf.pages import picture as picture_of
 
 PACKAGES = ("csd-nerf", "torch", "diffusers", "transformers")
 LONGEST_SIDE = 4096
@@ -57,8 +58,7 @@ def write_page(
         title=html.escape(" / ".join(prompts)),
         heading=quoted,
         intro=html.escape(intro),
-        before=before,
-        after=after,
+        slider=slider(before, after),
         command=command_block("It made this page, where it was run", wrapped(command)),
         settings="\n".join(table_row(name.replace("_", " "), str(value)) for name, value in settings.items()),
         timings="\n".join(timings),
@@ -76,7 +76,7 @@ def picture_element(picture: Float[Tensor, "3 h w"], role: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(picture.permute(1, 2, 0))).save(buffer, "JPEG", quality=JPEG_QUALITY)
     address = data_uri(buffer.getvalue(), ".jpg")
-    return f'<img class="{role}" src="{address}" alt="The picture {role} the edit">'
+    return picture_of(address, role, f"The picture {role} the edit")
 
 
 def clip_element(video: Path, role: str) -> str:

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import tyro
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, memory_explained
 from csd_nerf.evaluation.weights import CLIP
 
+ROOM, LESS = "room for the scene and its views", "turn down --size, then --views"
+"""Said when memory runs out."""
 LEAST_SIZE = 16
 """Pixels; SSIM's window is 11 wide."""
 
@@ -68,8 +70,9 @@ class Evaluate:
                 clip=self.clip,
                 download=self.download,
             )
-            run = open_edited_run(self.edit)
-            evaluation = evaluate(run, settings, say=status.update)
+            with memory_explained(expected=ROOM, hint=LESS):
+                run = open_edited_run(self.edit)
+                evaluation = evaluate(run, settings, say=status.update)
         print_evaluation(evaluation, console)
         output = self.output or run.folder / "evaluation.json"
         evaluation.write(output)

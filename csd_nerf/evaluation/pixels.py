@@ -87,12 +87,12 @@ def load_lpips(device: torch.device | str, *, download: bool) -> Any:
     """
     from torchvision.models import AlexNet_Weights
 
-    from csd_nerf.lpips import load_lpips as load
-
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
     hint = f"pass --download, or put torchvision's file at {file}"
     if not file.exists() and not download:
         raise Unavailable(f"no AlexNet weights on this machine ({file.name})", hint)
+    from csd_nerf.lpips import load_lpips as load
+
     try:
         return load(device, hint=hint)
     except InputError as error:

@@ -69,4 +69,9 @@ def _row(figure: Figure) -> tuple[str, ...]:
 
 def number(value: float) -> str:
     """A figure with as many digits as say something."""
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+    return f"{value:.{decimals(value)}f}"
+
+
+def decimals(value: float) -> int:
+    """Digits behind the point of such a figure."""
+    return 2 if abs(value) >= 10 else 3 if abs(value) >= 1 else 4

@@ -53,6 +53,11 @@ class CostMeter:
         self._device = torch.device(device)
         self._began = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of the edit up to now."""
+        return self._earlier.seconds + time.monotonic() - self._began
+
     def total(self, *, steps: int, unet_evaluations: int) -> Cost:
         """The cost up to now.
 
@@ -65,7 +70,7 @@ class CostMeter:
         return Cost(
             steps=steps,
             unet_evaluations=unet_evaluations,
-            seconds=round(self._earlier.seconds + time.monotonic() - self._began, 2),
+            seconds=round(self.seconds, 2),
             peak_memory_mib=max((round(peak, 1) for peak in peaks if peak is not None), default=None),
             device=torch.cuda.get_device_name(self._device) if on_gpu else self._device.type,
         )

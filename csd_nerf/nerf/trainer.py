@@ -60,7 +60,7 @@ class SceneTrainerConfig(TrainerConfig):
 
 
 _CONTINUED = (
-    "max_num_iterations", "mixed_precision", "use_grad_scaler", "gradient_accumulation_steps",
+    "max_num_iterations", "max_minutes", "mixed_precision", "use_grad_scaler", "gradient_accumulation_steps",
     "steps_per_save", "optimizers",
 )  # fmt: skip
 """Of nerfstudio's own settings, those that a continued run takes from its config.yml."""
@@ -76,6 +76,9 @@ class PromptedTrainerConfig(SceneTrainerConfig):
     recipe: Optional[str] = None  # noqa: UP045
     """Settings for a machine, a scene or a task: `tiny` (two CPU cores, with the bundled priors), or a YAML
     file. Options given beside it win."""
+    max_minutes: Optional[float] = None  # noqa: UP045
+    """Stop at the first step after so many minutes, even if steps are left. The minutes of a run that is
+    continued count, as its cost.json has them; start-up, final pictures and turntable do not."""
 
     def _check_prompt(self, expected: str, example: str) -> None:
         """Refuse to begin without a prompt; the message says what is expected, and gives an example."""
@@ -91,6 +94,8 @@ class PromptedTrainerConfig(SceneTrainerConfig):
         """Refuse numbers that a step cannot work with."""
         require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
         require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
+        limit = self.max_minutes
+        require(limit is None or limit > 0, "max_minutes", "a number above 0", limit)
         self.pipeline.check()
 
     def _check_prior(self) -> Path | None:
@@ -143,6 +148,13 @@ class PromptedTrainerConfig(SceneTrainerConfig):
         for name in _CONTINUED:
             if name not in given and getattr(self, name) == getattr(default, name):
                 setattr(self, name, getattr(saved, name))
+        if self.max_minutes is not None and read_cost(folder) is None:
+            raise InputError(
+                f"nobody counted the minutes of {folder}",
+                expected="cost.json in it, for --max-minutes to count on from",
+                got="no such file",
+                hint="leave out --max-minutes, or begin anew",
+            )
         self.recipe = self.recipe or saved.recipe
         self.machine = adopt(self.machine, default.machine, saved.machine)
         CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
@@ -331,16 +343,16 @@ class PromptedTrainer(SceneTrainer):
         """
         total = self.config
         remaining = total.max_num_iterations - self._start_step
-        if remaining <= 0:
-            CONSOLE.print(
-                "All steps of this run are done (more: --max-num-iterations). Drawing its pictures."
-            )
+        self._meter = self._start_meter()
+        if remaining <= 0 or self._time_is_up():
+            option = "--max-num-iterations" if remaining <= 0 else "--max-minutes"
+            CONSOLE.print(f"All steps of this run are done (more: {option}). Drawing its pictures.")
             for callback in self.callbacks:
                 callback.run_callback_at_location(self._start_step - 1, TrainingCallbackLocation.AFTER_TRAIN)
             return
         # The parent's number is of steps still to do; the progress display was set up with the total.
         self.config = dataclasses.replace(total, max_num_iterations=remaining)
-        self._meter = self._start_meter()
+        self._newest_step = max(self._start_step - 1, 0)
         try:
             super().train()
         finally:
@@ -354,8 +366,19 @@ class PromptedTrainer(SceneTrainer):
         earlier = read_cost(checkpoint.parent.parent)
         return CostMeter(earlier, self.device) if earlier is not None else None
 
+    def _time_is_up(self) -> bool:
+        limit = self.config.max_minutes
+        return limit is not None and self._meter is not None and self._meter.seconds >= 60 * limit
+
+    def _after_train(self) -> None:
+        # A training that was told to stop has gone on to a step that it does not make.
+        self.step = self._newest_step
+        super()._after_train()
+
     def train_iteration(self, step: int) -> Any:
-        """The parent's step; skipped when a residual is not finite, explained when memory runs out."""
+        """The parent's step, the last one when the time is up; skipped when a residual is not finite,
+        explained when memory runs out."""
+        self._newest_step = step
         try:
             result = super().train_iteration(step)
         except NonFiniteResidual as error:
@@ -376,6 +399,8 @@ class PromptedTrainer(SceneTrainer):
                 CONSOLE.print(saved.strip())
             raise
         self._skipped_in_a_row = 0
+        if self._time_is_up():
+            self.stop_training = True
         return result
 
     def _save_before(self, step: int) -> str:

@@ -1,7 +1,7 @@
 """Pages that show results: one HTML file with everything in it, which opens anywhere without a network.
 
-A page is a template (`page.html`) of its own package with the style and script that all pages share: a card
-with `class="compare"` is a before/after slider, a `class="command"` has a button that copies it.
+A page is a template (`page.html`) of its own package with the style and script that all pages share, and the
+parts that several of them have: before/after sliders, commands with a button that copies them, tables.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from string import Template
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
 LINE_LENGTH = 84
+SLIDER_LABEL = "Share of the picture that shows what was there before the edit, in percent"
 
 
 def filled(package: str, **values: object) -> str:
@@ -41,6 +42,45 @@ def embedded(file: Path) -> str:
 def data_uri(content: bytes, suffix: str) -> str:
     """The address of a file's content, of a kind told by its ending."""
     return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def picture(address: str, role: str, alt: str) -> str:
+    """A picture of a slider.
+
+    Args:
+        address: of the picture.
+        role: `before` or `after`.
+        alt: what it shows.
+    """
+    return f'<img class="{role}" src="{address}" alt="{html.escape(alt)}">'
+
+
+def slider(before: str, after: str) -> str:
+    """A before/after slider.
+
+    Args:
+        before, after: HTML elements of one shape that fill it, of these classes: see `picture`.
+    """
+    return f"""<div class="compare">
+{before}
+{after}
+<span class="line"></span><span class="tag left">before</span><span class="tag right">after</span>
+<input type="range" min="0" max="100" value="50" aria-label="{SLIDER_LABEL}">
+</div>"""
+
+
+def view_buttons(before: Sequence[str], after: Sequence[str]) -> str:
+    """A row of buttons, beside a slider in one card, that show other views in it.
+
+    Args:
+        before, after: addresses of the pictures of each view; the slider has the first.
+    """
+    buttons = "\n".join(
+        f'<button type="button" aria-pressed="{str(place == 1).lower()}" data-before="{source}">'
+        f'<img src="{edited}" alt="View {place}"></button>'
+        for place, (source, edited) in enumerate(zip(before, after, strict=True), start=1)
+    )
+    return f'<div class="views" role="group" aria-label="Views of the scene">\n{buttons}\n</div>'
 
 
 def wrapped(command: Sequence[str]) -> str:

@@ -31,7 +31,9 @@ for (const group of document.querySelectorAll(".compare, .together")) {
   const [leading, ...led] = group.querySelectorAll("video");
   for (const clip of led) {
     leading.addEventListener("timeupdate", () => {
-      if (Math.abs(clip.currentTime - leading.currentTime) > 0.1) clip.currentTime = leading.currentTime;
+      // Where decoding is slow, a new jump before the last one has ended would leave nothing to see.
+      if (clip.seeking || clip.readyState < 2) return;
+      if (Math.abs(clip.currentTime - leading.currentTime) > 0.15) clip.currentTime = leading.currentTime;
     });
     leading.addEventListener("pause", () => clip.pause());
     leading.addEventListener("play", () => clip.play().catch(() => {}));

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import runpy
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,23 @@ import pytest
 import torch
 
 from csd_nerf.cli import main
+from csd_nerf.comparison import measuring
 from csd_nerf.comparison.budget import Price, method_config, price_of
+from csd_nerf.comparison.checking import checked
 from csd_nerf.comparison.command import Compare
-from csd_nerf.comparison.measuring import Measuring, carry_out
+from csd_nerf.comparison.jobs import jobs_of
+from csd_nerf.comparison.live import LiveTable
+from csd_nerf.comparison.per_view import PerViewEditor
 from csd_nerf.comparison.plots import COLOURS, plot
-from csd_nerf.comparison.results import Line, Row, Spread, as_csv, lines_of, spread
-from csd_nerf.comparison.settings import Instruction
+from csd_nerf.comparison.results import Line, Row, Spread, as_csv, as_json, lines_of, spread
+from csd_nerf.comparison.settings import Budget, Instruction
+from csd_nerf.demo.child import failure_lines
+from csd_nerf.demo.stages import Stage
 from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.cost import NOTHING, write_cost
+from csd_nerf.scenes.operators import TINT_INSTRUCTION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -41,9 +50,7 @@ for:
   in2n-baseline:
     pipeline:
       lpips_weight: 0.0
-      steps_per_update: 1
-      datamanager: {train_num_rays_per_batch: 256, patch_size: 1}
-      sampling: {steps: 3}
+      datamanager: {patch_size: 1}
   csd-edit-dataset:
     pipeline:
       views_per_update: 40  # more than there are cameras, which the method itself finds out
@@ -61,23 +68,35 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(scene_run: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Compare:
-    """A comparison of two methods that work and one that fails."""
+    """A comparison of a method that fails and two that work."""
     return Compare(
         output=tmp_path_factory.mktemp("compare") / "out",
         load_dir=scene_run,
         prompts=("make it night",),
-        methods=("csd-edit-dataset", "csd-edit", "in2n-baseline"),
+        methods=("csd-edit-dataset", "csd-edit", "per-view"),
         seeds=(0,),
         evaluations=(200,),
         recipe=str(recipe),
         views=2,
         turntable_frames=2,
+        per_view_steps=2,
     )
 
 
 @pytest.fixture(scope="module")
 def compared(options: Compare) -> Path:
-    """What it leaves."""
+    """What it leaves after it was interrupted, between an edit and its measurement, and begun again."""
+    begin = LiveTable.begin
+
+    def interrupt(table: LiveTable, stage: Stage, start: int) -> None:
+        begin(table, stage, start)
+        if stage.title == "measure":
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LiveTable, "begin", interrupt)
+        dataclasses.replace(options, methods=("csd-edit",)).run()
+    assert not (options.output / "report.html").exists()
     with pytest.raises(SystemExit) as stop:
         options.run()
     assert stop.value.code == 1
@@ -97,8 +116,7 @@ def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
     results = json.loads((compared / "results.json").read_text())
     failed, *measured = results["rows"]
     used = {row["method"]: row["evaluation"]["cost"]["unet_evaluations"] for row in measured}
-    # 2 views of 5 evaluations a step; 1 view of 3 steps of 3.
-    assert used == {"csd-edit": 200, "in2n-baseline": 198}
+    assert list(used) == ["csd-edit", "per-view"] and used["csd-edit"] == 200
     summary = results["summary"]["make it night"]
     methods = summary["psnr_to_known_edit"]["methods"]
     assert set(methods) == set(used)
@@ -112,7 +130,7 @@ def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
     assert len(page) < 2_000_000 and "$" not in re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
     assert page.count("data:video/mp4;base64,") == 3 and page.count('class="compare"') == 2
     assert page.count("<svg") == 2 and "hf download openai/clip-vit-large-patch14" in page
-    assert "ns-train in2n-baseline" in page and "csd-nerf compare" in page
+    assert "ns-train csd-edit-dataset" in page and "csd-nerf compare" in page
 
 
 def test_a_method_that_fails_is_reported_and_the_others_go_on(compared: Path) -> None:
@@ -125,51 +143,65 @@ def test_a_method_that_fails_is_reported_and_the_others_go_on(compared: Path) ->
 
 
 def test_what_is_done_is_not_run_again(compared: Path, options: Compare, capsys: Any) -> None:
-    made = {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")}
-    figures = list(compared.glob("pictures/**/evaluation.json"))
-    assert len(made) == 2 and len(figures) == 2
-    # Killed before it could measure: the edit is not run again.
-    lost = next(file for file in figures if "in2n-baseline" in str(file))
-    lost.unlink()
-    dataclasses.replace(options, methods=("csd-edit", "in2n-baseline")).run()
+    runs = {
+        key: record["runs"] for key, record in json.loads((compared / "progress.json").read_text()).items()
+    }
+    # Interrupted before it could measure: the edit was not run again.
+    assert runs["make-it-night.csd-edit.seed-0.200.edit"] == 1
+    assert runs["make-it-night.csd-edit.seed-0.200.measure"] == 2
+    # Folders of earlier versions do not say that their budgets are not in minutes.
+    saved = json.loads((compared / "settings.json").read_text())
+    assert saved.pop("minutes") == []
+    (compared / "settings.json").write_text(json.dumps(saved))
+    dataclasses.replace(options, methods=("csd-edit", "per-view")).run()
     printed = capsys.readouterr().out
-    assert printed.count(": measure, ") == 1 and ": edit, " not in printed and "2 of 2 measured" in printed
-    assert {file: file.stat().st_mtime_ns for file in compared.glob("runs/**/*.ckpt")} == made
-    assert lost.exists()
+    assert ": measure, " not in printed and ": edit, " not in printed and "2 of 2 measured" in printed
+    with pytest.raises(InputError, match=r"other settings[\s\S]*--minutes"):
+        dataclasses.replace(options, evaluations=(), minutes=(2.0,)).run()
     with pytest.raises(InputError, match="holds a comparison with other settings"):
         dataclasses.replace(options, views=3).run()
 
 
-def test_views_edited_one_by_one_are_measured(scene_run: Path, recipe: Path, tmp_path: Path) -> None:
-    measure = Measuring(
-        output=tmp_path / "edited",
-        source_output=tmp_path / "source",
-        instruction="make it night",
-        views=2,
-        size=32,
-        clip="nowhere",
-        scene=scene_run,
-        recipe=str(recipe),
-        steps=2,
-        turntable_frames=2,
-    )
-    carry_out(measure)
-    report = json.loads((tmp_path / "edited" / "evaluation.json").read_text())
+def test_views_edited_one_by_one_are_measured(compared: Path) -> None:
+    folder = compared / "pictures/make-it-night/per-view/seed-0"
+    report = json.loads((folder / "evaluation.json").read_text())
     pictures = report["cost"]["steps"]
     # The evaluation view and its two neighbours, and once more as the lens sees it; 2 steps of 3 branches.
     assert pictures >= 3 and report["cost"]["unet_evaluations"] == pictures * 2 * 3
     assert report["method"] == "per-view" and report["prior"] == "tiny-instruct"
-    change = (
-        report["figures"]["change"]["after"],
-        report["figures"]["reprojection_change_error_short"]["after"],
-    )
-    assert min(change) > 0 and report["known_edit"] == "night"
-    assert (tmp_path / "edited" / "turntable.mp4").exists() and (
-        tmp_path / "source" / "turntable.mp4"
-    ).exists()
-    first = (tmp_path / "edited" / "after-1.jpg").read_bytes()
-    carry_out(dataclasses.replace(measure, seed=1, turntable_frames=0))
-    assert (tmp_path / "edited" / "after-1.jpg").read_bytes() != first
+    figures = (report["figures"][name]["after"] for name in ("change", "reprojection_change_error_short"))
+    assert min(figures) > 0 and report["known_edit"] == "night"
+    assert (folder / "turntable.mp4").exists() and (compared / "pictures/source/turntable.mp4").exists()
+
+
+def test_every_view_and_seed_has_noise_of_its_own(recipe: Path) -> None:
+    picture = torch.rand(1, 3, 32, 32).expand(2, -1, -1, -1)
+    cpu = torch.device("cpu")
+    edits = [
+        PerViewEditor("make it night", recipe=str(recipe), seed=seed, steps=1, device=cpu).edit(picture)
+        for seed in (0, 1, 0)
+    ]
+    assert torch.equal(edits[0], edits[2])
+    different = torch.cat(edits[:2])
+    assert (different[:, None] - different[None]).abs().amax((2, 3, 4))[
+        ~torch.eye(4, dtype=torch.bool)
+    ].min() > 0.01
+
+
+def test_a_measurement_that_runs_out_of_memory_says_what_to_turn_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def run_out(options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr(measuring, "carry_out", run_out)
+    names = ("output", "source-output", "instruction", "views", "size", "clip")
+    monkeypatch.setattr("sys.argv", ["measuring", *(word for name in names for word in (f"--{name}", "1"))])
+    with pytest.raises(SystemExit) as stop:
+        measuring.main()
+    assert stop.value.code == 2
+    printed = failure_lines(capsys.readouterr().err.splitlines())
+    assert printed[0] == "Error: memory ran out" and "20 GiB" in printed[2] and "--size" in printed[3]
 
 
 def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
@@ -199,6 +231,8 @@ def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
         (("--prompts", "a", "--methods", "magic"), "there is no method magic to compare"),
         (("--prompts", "a", "--methods", "csd-edit-tiny"), "use csd-edit with --recipe tiny"),
         (("--prompts", "a", "--evaluations", "10", "5"), "--evaluations cannot be used"),
+        (("--prompts", "a", "--minutes", "0", "5"), "--minutes cannot be used"),
+        (("--prompts", "a", "--minutes", "2", "--evaluations", "5"), "there are budgets of two kinds"),
         (
             ("--prompts", "a", "--recipe", "tiny", "--evaluations", "7"),
             "the budget is too small for csd-edit",
@@ -236,6 +270,28 @@ def test_equal_budgets_buy_whole_pieces_of_work() -> None:
     ]
 
 
+def test_minutes_bound_an_edit_instead_of_steps(options: Compare, tmp_path: Path) -> None:
+    timed = dataclasses.replace(
+        options, output=tmp_path, methods=("csd-edit",), evaluations=(), minutes=(0.5, 2.0)
+    )
+    settings, given = checked(timed)
+    (job,) = jobs_of(tmp_path, settings, given)
+    first, measured, second, _ = job.stages
+    assert "--max-minutes 0.5 " in shlex.join(first.command()) and first.amount == "0.5 minutes"
+    assert (
+        "--max-minutes 2 " in shlex.join(second.command())
+        and "pictures/make-it-night/csd-edit/seed-0/0.5-minutes" in measured.command()
+    )
+    run = tmp_path / "runs/make-it-night/csd-edit/seed-0"
+    (run / "nerfstudio_models").mkdir(parents=True)
+    torch.save({"step": 40}, run / "nerfstudio_models" / "step-000000040.ckpt")
+    assert not first.finished()  # nobody knows how long it took
+    for seconds, done in ((29.9, (False, False)), (30.2, (True, False)), (121.0, (True, True))):
+        write_cost(run, dataclasses.replace(NOTHING, steps=41, seconds=seconds))
+        assert (first.finished(), second.finished()) == done
+    assert second.next_command()[1] == 41  # goes on where the first budget ended
+
+
 @pytest.mark.parametrize("method", ["sds-edit", "dds-edit", "cds-edit", "pds-edit", "csd-edit"])
 def test_the_price_of_a_step_is_what_the_prior_counts(
     method: str, tiny_prior: Any, text_to_image_prior: Any, text_to_image_folder: Path
@@ -259,13 +315,14 @@ def test_the_price_of_a_step_is_what_the_prior_counts(
     assert price_of(config) == Price(prior.unet_evaluations - before, 1)
 
 
-def row(method: str, seed: int, **figures: float) -> Row:
-    kinds = {
-        name: {"after": value, "better": "higher", "unit": "", "before": None}
-        for name, value in figures.items()
-    }
+def row(method: str, seed: int, **figures: float | tuple[float, float]) -> Row:
+    """Measured figures: after the edit, or before and after it."""
+    kinds = {}
+    for name, value in figures.items():
+        before, after = value if isinstance(value, tuple) else (None, value)
+        kinds[name] = {"after": after, "better": "higher", "unit": "", "before": before}
     evaluation = {"figures": kinds, "cost": None, "views": {}}
-    return Row("p", method, seed, 10, "measured", "", "", evaluation)
+    return Row("p", method, seed, Budget(10, "evaluations"), "measured", "", "", evaluation)
 
 
 def test_means_spreads_and_which_is_best() -> None:
@@ -279,17 +336,44 @@ def test_means_spreads_and_which_is_best() -> None:
     assert close.best == "b" and close.as_good("a")
     assert Line("m", "lower", "", None, close.methods).best == "a"
     assert Line("m", "neither", "", None, close.methods).best is None
-    failed = Row("p, q", "d", 0, 10, "failed", 'said "no"', "", None)
+    failed = Row("p, q", "d", 0, Budget(2.5, "minutes"), "failed", 'said "no"', "", None)
     read = list(csv.DictReader(as_csv([*rows, failed]).splitlines()))
     assert read[-1]["prompt"] == "p, q" and read[-1]["m"] == "" and read[-1]["reason"] == 'said "no"'
+    assert (read[0]["budget"], read[0]["budget_unit"]) == ("10", "evaluations")
+    assert (read[-1]["budget"], read[-1]["budget_unit"]) == ("2.5", "minutes")
 
 
 def test_a_plot_shows_every_point_inside_its_axes() -> None:
     drawn = plot({"a": [[(0, 5)], [(10, 7), (12, 7)]]}, x="cost", y="gain", colours={"a": COLOURS[0]})
     centres = [tuple(map(float, found)) for found in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
-    assert len(centres) == 3 and all(62 <= x <= 506 and 12 <= y <= 254 for x, y in centres)
+    assert len(centres) == 3 and all(36 <= x <= 506 and 12 <= y <= 254 for x, y in centres)
     assert centres[0][1] > centres[1][1] and "<polyline" in drawn
     assert plot({"a": []}, x="", y="", colours={}) == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "label"),
+    [
+        (1.2e-4, 4.5e-4, "0.0003"),
+        (5, 27, "25"),
+        (4e5, 2.4e6, "2,000,000"),
+        (1e-9, 3e-9, "2e-09"),
+        (0, 0, "0.0000"),
+    ],
+)
+def test_labels_of_a_plot_have_room(low: float, high: float, label: str) -> None:
+    drawn = plot({"a": [[(low, low), (high, high)]]}, x="x", y="y", colours={"a": COLOURS[0]})
+    assert f' text-anchor="end">{label}</text>' in drawn
+    assert re.search(r' text-anchor="middle">(0|0\.0+|-0\.0010)</text>', drawn)  # x begins at nothing
+    letter = 7  # as wide as a digit of 12 pixels is
+    upright = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', drawn)
+    across = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle">([\d.,e-]+)<', drawn)
+    assert len(upright) > 3 and len({text for _, text in upright}) == len(upright)
+    for x, text in upright:
+        assert float(x) - letter * len(text) >= 14 + 8  # where the turned name of the axis ends
+    for (x, text), (next_x, next_text) in zip(across, across[1:], strict=False):
+        assert float(next_x) - float(x) > letter * (len(text) + len(next_text)) / 2
+    assert float(across[-1][0]) + letter * len(across[-1][1]) / 2 <= 520
 
 
 def test_instructions_have_folders_of_their_own() -> None:
@@ -305,17 +389,17 @@ def test_instructions_have_folders_of_their_own() -> None:
 
 def test_the_table_of_known_edits_replaces_the_one_before() -> None:
     known_edits = runpy.run_path(str(REPOSITORY / "benchmarks" / "known_edits.py"))
-    methods = {"csd-edit": {"mean": 20.0, "deviation": 0.5}, "per-view": {"mean": 22.0, "deviation": None}}
-    errors = {"methods": {"csd-edit": {"mean": 0.0123, "deviation": 0.001}}}
-    metrics = {
-        "psnr_to_known_edit": {"before": 8.0, "methods": methods},
-        "reprojection_change_error_short": errors,
-    }
-    lines = known_edits["table"](
-        {"commit": "abc", "scenes": {"bear": {"summary": {"make it night": metrics}}}}
-    )
-    assert "| bear | make it night | csd-edit | +12.0 ± 0.5 | 0.012 ± 0.001 |  |" in lines
-    assert "| bear | make it night | per-view | +14.0 |  |  |" in lines
+    near = [row("csd-edit", seed, psnr_to_known_edit=(10 + seed, 23 + 2 * seed)) for seed in (0, 2)]
+    measured = [*near, row("per-view", 0, psnr_to_known_edit=(8, 22), hue_deviation=61.25)]
+    tinted = [dataclasses.replace(one, prompt=TINT_INSTRUCTION) for one in measured]
+    summary = as_json([*measured, *tinted])["summary"]
+    lines = known_edits["table"]({"commit": "abc", "scenes": {"bear": {"summary": summary}}})
+    # The right answer that an edit is nearest to, and with it how near the scene was before, is another with
+    # another seed: the gain is of each edit by itself.
+    assert "| bear | p | csd-edit | +14.0 ± 1.4 |  |  |  |  |" in lines
+    assert "| bear | p | per-view | +14.0 |  |  |  |  |" in lines
+    assert f"| bear | {TINT_INSTRUCTION} | per-view | +14.0 |  |  |  | 61.2 |" in lines
+    assert "has 4 right answers (" in lines
     text = f"# Results\n{known_edits['BEGIN']}\nold\n{known_edits['END']}\nmore\n"
     assert known_edits["with_table"](text, "new") == text.replace("old", "new")
     assert known_edits["BEGIN"] in (REPOSITORY / "docs" / "results.md").read_text()

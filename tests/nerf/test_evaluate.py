@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,9 +14,10 @@ import torch
 from nerf_runs import make_edit_config, run
 
 from csd_nerf.cli import main
+from csd_nerf.errors import InputError
 from csd_nerf.evaluation.edited_run import open_edited_run
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline
-from csd_nerf.nerf.cost import read_cost
+from csd_nerf.nerf.cost import read_cost, write_cost
 
 Make = Any
 OFFLINE = ("clip_direction_consistency", "structure_distance", "lpips_to_source", "lpips_to_known_edit")
@@ -103,11 +105,26 @@ def test_the_cost_goes_on_over_a_resume(edit_config: Make, edit_run: Path, tmp_p
     assert second.seconds > first.seconds
     assert second.peak_memory_mib is not None and first.peak_memory_mib is not None
     assert second.peak_memory_mib >= first.peak_memory_mib
+    # The minutes of before count: there is time for one step more, and then for none.
+    write_cost(trainer.base_dir, dataclasses.replace(second, seconds=119.999))
+    limits = {"max_num_iterations": 50, "max_minutes": 2.0}
+    timed = run(edit_config(load_dir=trainer.base_dir, timestamp="timed", **limits))
+    third = read_cost(timed.base_dir)
+    assert third is not None and third.steps == 7 and third.unet_evaluations == 7 * 4 * 5
+    assert third.seconds >= 120
+    assert [file.name for file in timed.checkpoint_dir.iterdir()] == ["step-000000006.ckpt"]
+    assert (timed.base_dir / "turntable.mp4").exists()
+    again = run(edit_config(load_dir=timed.base_dir, timestamp="again", **limits))
+    assert not list(again.base_dir.rglob("*.ckpt"))
     # An edit whose beginning nobody counted has no cost, rather than a wrong one.
     older = tmp_path / "older"
     shutil.copytree(edit_run, older, ignore=shutil.ignore_patterns("cost.json"))
     uncounted = run(edit_config(load_dir=older, max_num_iterations=5, timestamp="uncounted"))
     assert read_cost(uncounted.base_dir) is None
+    with pytest.raises(InputError, match="nobody counted the minutes"):
+        edit_config(load_dir=older, max_minutes=1.0).check()
+    with pytest.raises(InputError, match="--max-minutes cannot be used"):
+        edit_config(max_minutes=0.0).check()
 
 
 def test_what_cannot_be_evaluated(edit_run: Path, scene_run: Path, tmp_path: Path, capsys: Any) -> None:
