@@ -15,6 +15,11 @@ from csd_nerf.priors import Prior, load_prior
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A process for each core: threads of their own would wait for each other. Commands that tests start inherit it.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def tiny_prior() -> Prior:
