@@ -9,6 +9,7 @@ from typing import Any
 
 import nerfstudio.engine.trainer  # noqa: F401 - `nerfstudio.utils.writer` cannot be imported before it
 import numpy as np
+import pytest
 import torch
 from nerfstudio.utils import writer
 
@@ -29,6 +30,16 @@ def run(config: Any) -> Any:
     trainer.setup()
     trainer.train()
     return trainer
+
+
+def refusal(config: Any, capsys: Any) -> str:
+    """What is printed when the configuration is refused."""
+    with pytest.raises(SystemExit) as stop:
+        run(config)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
+    return printed
 
 
 def make_config(method: str, output: Path, data: Path | None, **changes: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from nerf_runs import make_config, run
+from nerf_runs import make_config, refusal, run
 from PIL import Image
 
 from csd_nerf.bundled import BUNDLED_PRIORS
@@ -382,16 +382,6 @@ def test_the_prompt_decides_what_the_scene_becomes(config: Make) -> None:
 
 
 # -------------------------------------------------------------------- bad input
-
-
-def refusal(config: Any, capsys: Any) -> str:
-    """What is printed when the configuration is refused."""
-    with pytest.raises(SystemExit) as stop:
-        run(config)
-    assert stop.value.code == 2
-    printed = capsys.readouterr().err
-    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
-    return printed
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", None])
