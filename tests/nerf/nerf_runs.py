@@ -14,6 +14,7 @@ import torch
 from nerfstudio.utils import writer
 
 from csd_nerf.nerf.methods import METHODS
+from csd_nerf.nerf.prompted_trainer import PromptedTrainer
 
 
 def run(config: Any) -> Any:
@@ -30,6 +31,26 @@ def run(config: Any) -> Any:
     trainer.setup()
     trainer.train()
     return trainer
+
+
+def run_until_killed(config: Any, step: int) -> Path:
+    """Train as `run` does, and die at the beginning of a step; returns the folder of what is left."""
+
+    class Kill(Exception):
+        pass
+
+    train_iteration = PromptedTrainer.train_iteration
+
+    def killed(trainer: PromptedTrainer, number: int) -> Any:
+        if number == step:
+            raise Kill
+        return train_iteration(trainer, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PromptedTrainer, "train_iteration", killed)
+        with pytest.raises(Kill):
+            run(config)
+    return config.get_base_dir()
 
 
 def refusal(config: Any, capsys: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from nerf_runs import refusal, run
+from nerf_runs import refusal, run, run_until_killed
 
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.nerf.training_pictures import TrainingPictures, as_bytes
@@ -84,25 +84,7 @@ def test_views_are_edited_on_schedule_and_each_before_any_again(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_edit_resumes_to_the_same_scene_and_pictures(method: str, small: Make) -> None:
     whole = run(small(method)).pipeline
-
-    class Kill(Exception):
-        pass
-
-    with pytest.MonkeyPatch.context() as patch:
-        from csd_nerf.nerf.dataset_pipeline import DatasetEditPipeline
-
-        step_of = DatasetEditPipeline.get_train_loss_dict
-
-        def killed(self: Any, step: int) -> Any:
-            if step == 10:
-                raise Kill
-            return step_of(self, step)
-
-        patch.setattr(DatasetEditPipeline, "get_train_loss_dict", killed)
-        stopped = small(method, timestamp="killed")
-        with pytest.raises(Kill):
-            run(stopped)
-    folder = stopped.get_base_dir()
+    folder = run_until_killed(small(method, timestamp="killed"), step=10)
     assert find_run(folder).checkpoint.name == "step-000000006.ckpt"
 
     resumed = run(small(method, load_dir=folder, prompt=None, timestamp="resumed"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,21 @@ def test_an_instruction_model_is_refused_where_descriptions_are_asked_for(
     changes = {"pipeline__prior": "tiny-instruct", "pipeline__source_prompt": "a bear"}
     printed = refusal(edit_config("dds-edit", machine__device_type="cpu", **changes), capsys)
     assert "text-to-image" in printed
+
+
+def test_a_structure_loss_needs_a_prior_with_self_attention(
+    edit_config: Any, text_to_image_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    folder = tmp_path / "convolutional"
+    shutil.copytree(text_to_image_folder, folder, ignore=shutil.ignore_patterns("unet"))
+    config = UNet2DConditionModel.load_config(text_to_image_folder / "unet")
+    blocks = {"up_block_types": ["UpBlock2D"] * 3, "down_block_types": ["DownBlock2D"] * 3}
+    UNet2DConditionModel.from_config({**config, **blocks}).save_pretrained(folder / "unet")
+    changes = {"pipeline__prior": str(folder), "pipeline__source_prompt": "a bear"}
+    printed = refusal(edit_config("cds-edit", machine__device_type="cpu", **changes), capsys)
+    assert "self-attention" in printed and "structure loss none" in printed
 
 
 EVERY_CHOICE = """
