@@ -33,14 +33,17 @@ def step_of_pipeline(pipeline: Any, prompt: str, start: Tensor, pixels: int = 4,
 
 def step_of_prior(
     prior: Prior, pipeline: Any, prompt: str, start: Tensor, condition: Tensor | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The same step by a text-to-image prior, at the timestep and with the scheduler of that pipeline.
 
     Args:
         condition: (1, k, h, w), what the prior is shown; None for nothing.
+
+    Returns:
+        Latents after the step, and the guided noise that it took away.
     """
     t = int(pipeline.scheduler.timesteps[0])
     shown = None if condition is None else condition.expand(2, -1, -1, -1)
     predicted = prior.predict_noise(start.expand(2, -1, -1, -1), t, prior.embed(["", prompt]), shown)
     noise = Guidance(GUIDANCE).combine_text(*predicted.split(1))
-    return pipeline.scheduler.step(noise, t, start).prev_sample
+    return pipeline.scheduler.step(noise, t, start).prev_sample, noise

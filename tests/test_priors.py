@@ -94,7 +94,7 @@ def test_one_step_of_a_text_to_image_model_equals_the_pipelines(
     assert isinstance(text_to_image_prior, StableDiffusion) and not text_to_image_prior.image_conditioned
     nothing = text_to_image_prior.condition(images[:1])
     assert nothing.shape == (1, 0, 8, 12)
-    ours = step_of_prior(text_to_image_prior, pipeline, PROMPT, start, nothing)
+    ours, _ = step_of_prior(text_to_image_prior, pipeline, PROMPT, start, nothing)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 

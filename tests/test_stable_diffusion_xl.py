@@ -92,7 +92,7 @@ def test_one_step_equals_the_pipelines(xl_folder: Path, tmp_path: Path, generato
 
     prior = load_prior(str(folder), device="cpu")
     assert prior.embed([""]).any() == (not empty_is_zero)
-    ours = step_of_prior(prior, pipeline, PROMPT, start, None)
+    ours, _ = step_of_prior(prior, pipeline, PROMPT, start, None)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
