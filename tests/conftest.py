@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +18,17 @@ from csd_nerf.priors import Prior, load_prior
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # A process for each core: threads of their own would wait for each other. Commands that tests start inherit it.
+    # A process for each core: threads of their own would wait for each other. What tests start inherits it.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Let chance be the same in every test and in the fixtures that it sets up, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from one_step import step_of_pipeline, step_of_prior
+from prior_folders import edit_json
 from torch import Tensor
 
 from csd_nerf.bundled import bundled_path
@@ -45,10 +46,6 @@ def net(control_net_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(control_net_folder, tmp_path / "net")
 
 
-def edit_json(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 def predict(prior: Prior, noisy: Tensor, condition: Tensor | None, t: int = 400) -> Tensor:
     return prior.predict_noise(noisy, t, prior.embed([PROMPT]).expand(len(noisy), -1, -1), condition)
 
@@ -60,7 +57,7 @@ def predict(prior: Prior, noisy: Tensor, condition: Tensor | None, t: int = 400)
 def test_one_step_equals_the_pipelines(
     text_to_image_folder: Path, control_net_folder: Path, depth: Tensor, generator, scale: float
 ) -> None:
-    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
         text_to_image_folder,
@@ -70,31 +67,14 @@ def test_one_step_equals_the_pipelines(
         feature_extractor=None,
         image_encoder=None,
     )
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
     start = torch.randn(1, 4, 8, 12, generator=generator)
-    theirs = pipeline(
-        PROMPT,
-        image=depth_picture(depth[:1]).expand(-1, 3, -1, -1),
-        height=32,
-        width=48,
-        latents=start,
-        num_inference_steps=1,
-        guidance_scale=7.5,
-        controlnet_conditioning_scale=scale,
-        output_type="latent",
-    ).images
+    picture = depth_picture(depth[:1]).expand(-1, 3, -1, -1)
+    theirs = step_of_pipeline(pipeline, PROMPT, start, image=picture, controlnet_conditioning_scale=scale)
 
     prior = load(text_to_image_folder, control_net_folder, scale=scale)
-    t = int(pipeline.scheduler.timesteps[0])
-    condition = prior.condition(depth[:1]).expand(2, -1, -1, -1)
-    predicted = prior.predict_noise(start.expand(2, -1, -1, -1), t, prior.embed(["", PROMPT]), condition)
-    noise = Guidance(7.5).combine_text(*predicted.split(1))
-    ours = pipeline.scheduler.step(noise, t, start).prev_sample
+    ours, noise = step_of_prior(prior, pipeline, PROMPT, start, prior.condition(depth[:1]))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-    plain = Guidance(7.5).combine_text(
-        *prior.predict_noise(start.expand(2, -1, -1, -1), t, prior.embed(["", PROMPT]), None).split(1)
-    )
+    _, plain = step_of_prior(prior, pipeline, PROMPT, start, None)
     assert (plain - noise).abs().max() > 0.1  # without the picture it would have been another step
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from memory import peak_bytes
+from one_step import step_of_pipeline, step_of_prior
+from prior_folders import check_that_a_missing_part_is_named, edit_json
 
 from csd_nerf.bundled import bundled_path
 from csd_nerf.distillation import Guidance
@@ -50,10 +52,6 @@ def folder(tmp_path: Path) -> Path:
     return shutil.copytree(bundled_path("tiny-instruct"), tmp_path / "prior")
 
 
-def edit_json(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 # --------------------------------------------------------------------------------------- what it computes
 
 
@@ -87,30 +85,16 @@ def test_one_step_equals_the_pipelines(tiny_prior: InstructPix2Pix, pipeline, im
 def test_one_step_of_a_text_to_image_model_equals_the_pipelines(
     text_to_image_prior: StableDiffusion, text_to_image_folder: Path, images, generator
 ) -> None:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(text_to_image_folder, use_safetensors=True)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
     start = torch.randn(1, 4, 8, 12, generator=generator)
-    theirs = pipeline(
-        PROMPT,
-        height=32,
-        width=48,
-        latents=start,
-        num_inference_steps=1,
-        guidance_scale=7.5,
-        output_type="latent",
-    ).images
+    theirs = step_of_pipeline(pipeline, PROMPT, start)
 
     assert isinstance(text_to_image_prior, StableDiffusion) and not text_to_image_prior.image_conditioned
-    t = int(pipeline.scheduler.timesteps[0])
-    text = text_to_image_prior.embed(["", PROMPT])
-    nothing = text_to_image_prior.condition(images[:2])
-    assert nothing.shape == (2, 0, 8, 12)
-    predicted = text_to_image_prior.predict_noise(start.expand(2, -1, -1, -1), t, text, nothing)
-    noise = Guidance(7.5).combine_text(*predicted.split(1))
-    ours = pipeline.scheduler.step(noise, t, start).prev_sample
+    nothing = text_to_image_prior.condition(images[:1])
+    assert nothing.shape == (1, 0, 8, 12)
+    ours, _ = step_of_prior(text_to_image_prior, pipeline, PROMPT, start, nothing)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
@@ -280,10 +264,7 @@ def test_sizes_that_do_not_fit_the_vae(request: pytest.FixtureRequest, kind: str
 
 @pytest.mark.parametrize("part", ["unet/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer"])
 def test_missing_parts_are_named(folder: Path, part: str) -> None:
-    path = folder / part
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(InputError, match=f"missing parts(.|\n)*no {part}"):
-        check_prior(str(folder))
+    check_that_a_missing_part_is_named(folder, part)
 
 
 def test_pickled_weights_are_not_weights(folder: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from one_step import step_of_pipeline, step_of_prior
+from prior_folders import check_that_a_missing_part_is_named, edit_json
 
 from csd_nerf.bundled import bundled_path
-from csd_nerf.distillation import Guidance, Objective, preset
+from csd_nerf.distillation import Objective, preset
 from csd_nerf.errors import InputError
 from csd_nerf.priors import ControlConfig, check_control, check_prior, load_prior
 from csd_nerf.priors.stable_diffusion_xl import StableDiffusionXL
@@ -80,34 +82,17 @@ def prior(xl_folder: Path) -> StableDiffusionXL:
 
 @pytest.mark.parametrize("empty_is_zero", [True, False])
 def test_one_step_equals_the_pipelines(xl_folder: Path, tmp_path: Path, generator, empty_is_zero) -> None:
-    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
     folder = shutil.copytree(xl_folder, tmp_path / "prior")
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(
-        json.dumps(index | {"force_zeros_for_empty_prompt": empty_is_zero})
-    )
+    edit_json(folder / "model_index.json", force_zeros_for_empty_prompt=empty_is_zero)
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True, add_watermarker=False)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
     start = torch.randn(1, 4, 8, 12, generator=generator)
-    theirs = pipeline(
-        PROMPT,
-        height=32,
-        width=48,
-        latents=start,
-        num_inference_steps=1,
-        guidance_scale=7.5,
-        output_type="latent",
-    ).images
+    theirs = step_of_pipeline(pipeline, PROMPT, start)
 
     prior = load_prior(str(folder), device="cpu")
-    t = int(pipeline.scheduler.timesteps[0])
-    text = prior.embed(["", PROMPT])
-    assert text[0].any() == (not empty_is_zero)
-    predicted = prior.predict_noise(start.expand(2, -1, -1, -1), t, text, None)
-    noise = Guidance(7.5).combine_text(*predicted.split(1))
-    ours = pipeline.scheduler.step(noise, t, start).prev_sample
+    assert prior.embed([""]).any() == (not empty_is_zero)
+    ours, _ = step_of_prior(prior, pipeline, PROMPT, start, None)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
@@ -135,17 +120,13 @@ def test_objectives_need_not_know(prior: StableDiffusionXL, generator) -> None:
 )
 def test_missing_parts_are_named(xl_folder: Path, tmp_path: Path, part: str) -> None:
     folder = shutil.copytree(xl_folder, tmp_path / "prior")
-    path = folder / part
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(InputError, match=f"missing parts(.|\n)*no {part}"):
-        check_prior(str(folder))
+    check_that_a_missing_part_is_named(folder, part)
 
 
 def test_what_cannot_be_combined(xl_folder: Path, control_net_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ControlNets of Stable Diffusion XL"):
         check_control(ControlConfig(str(control_net_folder), "depth"), xl_folder)
     folder = shutil.copytree(xl_folder, tmp_path / "prior")
-    config = json.loads((folder / "unet/config.json").read_text())
-    (folder / "unet/config.json").write_text(json.dumps(config | {"in_channels": 8}))
+    edit_json(folder / "unet/config.json", in_channels=8)
     with pytest.raises(InputError, match="more than a prompt(.|\n)*'text_time'"):
         check_prior(str(folder))

@@ -71,8 +71,13 @@ class BaseEditPipelineConfig(PromptedPipelineConfig):
 
     @property
     @abstractmethod
+    def views_option(self) -> str:
+        """Name of the setting with the number of distinct views that are edited together."""
+
+    @property
     def views_at_once(self) -> int:
         """Distinct views that are edited together."""
+        return int(getattr(self, self.views_option))
 
     @property
     @abstractmethod
@@ -180,7 +185,8 @@ class BaseEditPipeline(PromptedPipeline):
         self.model.load_scene(source, origin)
         self.model.camera_optimizer.requires_grad_(False)
         cameras = self.datamanager.train_dataset.cameras
-        sampler = CameraSampler(cameras, config.views_at_once, seed)
+        flag = f"--pipeline.{config.views_option.replace('_', '-')}"
+        sampler = CameraSampler(cameras, config.views_at_once, seed, flag)
         if self._where:
             dataset = self.datamanager.train_dataset
             find_region(self._where, config.region, self.model, dataset, config.render_size)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from csd_nerf.distillation.descent import DescentConfig, edit_latents
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
-from csd_nerf.distillation.residuals import Guidance, check_fit
+from csd_nerf.distillation.residuals import Guidance
 from csd_nerf.distillation.sampling import sample_edit
 from csd_nerf.distillation.schedule import TimestepRange
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, RunningEdit
+from csd_nerf.nerf.distilled import DistilledEditConfig
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.prompted import require, require_at_least_one
 from csd_nerf.nerf.source_field import edited_everywhere
@@ -47,8 +48,8 @@ class DatasetEditPipelineConfig(BaseEditPipelineConfig):
     )  # fmt: skip
 
     @property
-    def views_at_once(self) -> int:
-        return self.views_per_update
+    def views_option(self) -> str:
+        return "views_per_update"
 
     def check(self) -> None:
         super().check()
@@ -175,36 +176,18 @@ class DatasetEditPipeline(BaseEditPipeline):
 
 
 @dataclass
-class CsdDatasetPipelineConfig(DatasetEditPipelineConfig):
+class CsdDatasetPipelineConfig(DistilledEditConfig, DatasetEditPipelineConfig):
     """Training views are edited together by score distillation in latent space."""
 
     _target: Type = field(default_factory=lambda: CsdDatasetPipeline)  # noqa: UP006
-    source_prompt: str = ""
-    """What the scene shows now, for a text-to-image prior; the residuals `dds` and `pds` need it."""
     objective: ObjectiveConfig = field(default_factory=lambda: ObjectiveConfig(normalize_kernel=False))
     """How noise predictions become a gradient."""
     descent: DescentConfig = field(default_factory=DescentConfig)
     """How the latents of the views follow it."""
 
-    @property
-    def guidance(self) -> ObjectiveConfig:
-        return self.objective
-
-    @property
-    def guidance_option(self) -> str:
-        return "--pipeline.objective"
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.prompt, self.source_prompt, ""]
-
     def check(self) -> None:
         super().check()
-        self.objective.check(particles=self.views_per_update, source_prompt=self.source_prompt)
         self.descent.check()
-
-    def check_prior(self, *, image_conditioned: bool) -> None:
-        check_fit(self.objective.residual, image_conditioned=image_conditioned)
 
 
 class CsdDatasetPipeline(DatasetEditPipeline):

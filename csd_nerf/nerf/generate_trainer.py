@@ -8,8 +8,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.generate import GeneratePipeline, GeneratePipelineConfig
+from csd_nerf.nerf.prompted_trainer import PromptedTrainer, PromptedTrainerConfig
 from csd_nerf.nerf.runs import find_run
-from csd_nerf.nerf.trainer import PromptedTrainer, PromptedTrainerConfig, check_device
+from csd_nerf.nerf.scene_trainer import check_device
 
 
 @dataclass

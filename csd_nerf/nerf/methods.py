@@ -27,7 +27,8 @@ from csd_nerf.nerf.generate_trainer import GenerateTrainerConfig
 from csd_nerf.nerf.generated_model import GeneratedModelConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.pipeline import EditPipelineConfig
-from csd_nerf.nerf.trainer import EditTrainerConfig, SceneTrainerConfig
+from csd_nerf.nerf.scene_trainer import SceneTrainerConfig
+from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.recipes import apply_recipe
 
 # nerfstudio checkpoints hold numpy scalars (its schedulers' learning rates); torch 2.6 and later load

@@ -9,22 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.objective import NonFiniteResidual, Objective, ObjectiveConfig
-from csd_nerf.distillation.residuals import check_fit
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig, RunningEdit
+from csd_nerf.distillation.objective import NonFiniteResidual, Objective
+from csd_nerf.nerf.base_pipeline import BaseEditPipeline, RunningEdit
+from csd_nerf.nerf.distilled import DistilledEditConfig
 from csd_nerf.nerf.prompted import require, require_at_least_one
 from csd_nerf.nerf.rendering import RenderedViews, render_views
 
 
 @dataclass
-class EditPipelineConfig(BaseEditPipelineConfig):
+class EditPipelineConfig(DistilledEditConfig):
     """What to change, what proposes the change, and how large a step's work is."""
 
     _target: Type = field(default_factory=lambda: EditPipeline)  # noqa: UP006
-    source_prompt: str = ""
-    """What the scene shows now, for a text-to-image prior; the residuals `dds` and `pds` need it."""
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """How noise predictions become a gradient."""
     particles: int = 4
     """Views per step. They share their scores; more agree better, and cost more per step."""
     gradient_share: float = 0.25
@@ -37,30 +33,14 @@ class EditPipelineConfig(BaseEditPipelineConfig):
     )  # fmt: skip
 
     @property
-    def guidance(self) -> ObjectiveConfig:
-        return self.objective
-
-    @property
-    def guidance_option(self) -> str:
-        return "--pipeline.objective"
-
-    @property
-    def views_at_once(self) -> int:
-        return self.particles
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.prompt, self.source_prompt, ""]
+    def views_option(self) -> str:
+        return "particles"
 
     def check(self) -> None:
         super().check()
         require_at_least_one(self, "particles", "rays_per_chunk")
         share = self.gradient_share
         require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
-        self.objective.check(particles=self.particles, source_prompt=self.source_prompt)
-
-    def check_prior(self, *, image_conditioned: bool) -> None:
-        check_fit(self.objective.residual, image_conditioned=image_conditioned)
 
 
 class EditPipeline(BaseEditPipeline):

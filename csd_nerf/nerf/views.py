@@ -85,32 +85,33 @@ def fit_photo(photo: Float[Tensor, "h w c"], height: int, width: int) -> Float[T
 class CameraSampler:
     """Draws the cameras of a step: distinct, spread over the capture, all used equally often.
 
-    Cameras are sorted by their angle about the capture's centre and cut into as many sectors as there
-    are particles; a step takes one camera of each sector, and every sector is gone through in a new
+    Cameras are sorted by their angle about the capture's centre and cut into as many sectors as a step
+    has views; a step takes one camera of each sector, and every sector is gone through in a new
     random order each time. The draw depends on (seed, step) alone, so a resumed edit continues it.
 
     Args:
         cameras: of the training split, (N).
-        particles: how many a step takes.
+        views: how many a step takes.
         seed: of the orders.
+        option: the command line's name of their number.
 
     Raises:
-        InputError: when there are fewer cameras than particles.
+        InputError: when there are fewer cameras than views.
     """
 
-    def __init__(self, cameras: Cameras, particles: int, seed: int) -> None:
+    def __init__(self, cameras: Cameras, views: int, seed: int, option: str) -> None:
         count = len(cameras)
-        if not 1 <= particles <= count:
+        if not 1 <= views <= count:
             raise InputError(
-                "there are not enough cameras for the particles of a step",
-                expected=f"between 1 and {count} particles, the number of training cameras",
-                got=f"{particles}",
-                hint=f"use `--pipeline.particles {min(4, count)}`, or a dataset with more photos",
+                "there are not enough cameras for the views that are edited together",
+                expected=f"between 1 and {count} views, the number of training cameras",
+                got=f"{views}",
+                hint=f"use `{option} {min(4, count)}`, or a dataset with more photos",
             )
         positions = cameras.camera_to_worlds[:, :3, 3].cpu()
         offset = positions - positions.mean(0)
         by_angle = torch.argsort(torch.atan2(offset[:, 1], offset[:, 0]))
-        self.sectors = torch.tensor_split(by_angle, particles)
+        self.sectors = torch.tensor_split(by_angle, views)
         self.seed = seed
 
     def __call__(self, step: int) -> list[int]:

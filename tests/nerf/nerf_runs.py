@@ -9,10 +9,12 @@ from typing import Any
 
 import nerfstudio.engine.trainer  # noqa: F401 - `nerfstudio.utils.writer` cannot be imported before it
 import numpy as np
+import pytest
 import torch
 from nerfstudio.utils import writer
 
 from csd_nerf.nerf.methods import METHODS
+from csd_nerf.nerf.prompted_trainer import PromptedTrainer
 
 
 def run(config: Any) -> Any:
@@ -29,6 +31,36 @@ def run(config: Any) -> Any:
     trainer.setup()
     trainer.train()
     return trainer
+
+
+def run_until_killed(config: Any, step: int) -> Path:
+    """Train as `run` does, and die at the beginning of a step; returns the folder of what is left."""
+
+    class Kill(Exception):
+        pass
+
+    train_iteration = PromptedTrainer.train_iteration
+
+    def killed(trainer: PromptedTrainer, number: int) -> Any:
+        if number == step:
+            raise Kill
+        return train_iteration(trainer, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PromptedTrainer, "train_iteration", killed)
+        with pytest.raises(Kill):
+            run(config)
+    return config.get_base_dir()
+
+
+def refusal(config: Any, capsys: Any) -> str:
+    """What is printed when the configuration is refused."""
+    with pytest.raises(SystemExit) as stop:
+        run(config)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
+    return printed
 
 
 def make_config(method: str, output: Path, data: Path | None, **changes: Any) -> Any:

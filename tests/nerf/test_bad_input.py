@@ -11,21 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from nerf_runs import make_config, run
+from nerf_runs import make_config, refusal, run
 
 from csd_nerf.nerf.runs import find_run
 
 Make = Any
-
-
-def refusal(config: Any, capsys: Any) -> str:
-    """What is printed when the configuration is refused."""
-    with pytest.raises(SystemExit) as stop:
-        run(config)
-    assert stop.value.code == 2
-    printed = capsys.readouterr().err
-    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
-    return printed
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", None])
@@ -132,7 +122,8 @@ def test_a_render_size_that_does_not_fit(edit_config: Make, capsys: Any) -> None
 
 
 def test_more_particles_than_cameras(edit_config: Make, capsys: Any) -> None:
-    assert "not enough cameras" in refusal(edit_config(pipeline__particles=99), capsys)
+    printed = refusal(edit_config(pipeline__particles=99), capsys)
+    assert "not enough cameras" in printed and "--pipeline.particles 4" in printed
 
 
 @pytest.mark.parametrize(

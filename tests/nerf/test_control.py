@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nerf_runs import run
+from nerf_runs import refusal, run
 
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.priors.control_net import ControlNet
@@ -93,10 +93,7 @@ def test_control_nets_that_cannot_be_used_are_refused_at_the_start(
     edit_config: Make, settings: dict[str, Any], capsys: Any
 ) -> None:
     def refused(method: str, **changes: Any) -> str:
-        with pytest.raises(SystemExit) as stop:
-            run(edit_config(method, **{**settings, **changes}))
-        assert stop.value.code == 2
-        return capsys.readouterr().err
+        return refusal(edit_config(method, **{**settings, **changes}), capsys)
 
     assert "InstructPix2Pix" in refused("csd-edit-tiny", pipeline__prior="tiny-instruct")
     assert "no such ControlNet" in refused("dds-edit", pipeline__control__net="/no/such")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from memory import peak_bytes
-from nerf_runs import make_config, run
+from nerf_runs import make_config, run, run_until_killed
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -132,27 +132,8 @@ def test_registering_the_methods_imports_no_diffusion_library() -> None:
 def test_a_killed_edit_resumes_to_the_same_scene(edited: Any, edit_config: Make) -> None:
     """The edit above, stopped at a random step and continued from the newest of its checkpoints."""
     settings = {"max_num_iterations": 20, "steps_per_save": 7, "pipeline__turntable_frames": 0}
-    stopped = edit_config(**settings)
-
     last_step = random.SystemRandom().randint(8, 19)
-
-    class Kill(Exception):
-        pass
-
-    with pytest.MonkeyPatch.context() as patch:
-        from csd_nerf.nerf.pipeline import EditPipeline
-
-        step_of = EditPipeline.get_train_loss_dict
-
-        def killed(self: Any, step: int) -> Any:
-            if step == last_step:
-                raise Kill
-            return step_of(self, step)
-
-        patch.setattr(EditPipeline, "get_train_loss_dict", killed)
-        with pytest.raises(Kill):
-            run(stopped)
-    folder = stopped.get_base_dir()
+    folder = run_until_killed(edit_config(**settings), last_step)
     saved = 14 if last_step > 14 else 7
     assert find_run(folder).checkpoint.name == f"step-{saved:09d}.ckpt"
 

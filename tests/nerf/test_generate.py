@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from nerf_runs import make_config, run
+from nerf_runs import make_config, refusal, run, run_until_killed
 from PIL import Image
 
 from csd_nerf.bundled import BUNDLED_PRIORS
@@ -336,27 +336,10 @@ def test_the_viewer_finds_what_it_needs(generated: Any) -> None:
     assert generated.pipeline.datamanager.get_datapath().is_dir()
 
 
-def test_a_killed_run_resumes_to_the_same_scene(generated: Any, config: Make, monkeypatch: Any) -> None:
+def test_a_killed_run_resumes_to_the_same_scene(generated: Any, config: Make) -> None:
     """The run above, stopped before its fifth step and continued from its newest checkpoint."""
-    from csd_nerf.nerf.generate import GeneratePipeline
-
-    step_of = GeneratePipeline.get_train_loss_dict
-
-    class Kill(Exception):
-        pass
-
-    def killed(self: Any, step: int) -> Any:
-        if step == 4:
-            raise Kill
-        return step_of(self, step)
-
     settings = {"prompt": "A corgi, sitting!", "max_num_iterations": 6, "steps_per_save": 2}
-    stopped = config(**settings, pipeline__turntable_frames=0)
-    with monkeypatch.context() as patch:
-        patch.setattr(GeneratePipeline, "get_train_loss_dict", killed)
-        with pytest.raises(Kill):
-            run(stopped)
-    folder = stopped.get_base_dir()
+    folder = run_until_killed(config(**settings, pipeline__turntable_frames=0), step=4)
     assert find_run(folder).checkpoint.name == "step-000000002.ckpt"
 
     method = METHODS["csd-generate"]
@@ -382,16 +365,6 @@ def test_the_prompt_decides_what_the_scene_becomes(config: Make) -> None:
 
 
 # -------------------------------------------------------------------- bad input
-
-
-def refusal(config: Any, capsys: Any) -> str:
-    """What is printed when the configuration is refused."""
-    with pytest.raises(SystemExit) as stop:
-        run(config)
-    assert stop.value.code == 2
-    printed = capsys.readouterr().err
-    assert all(part in printed for part in ("Error:", "expected:", "got:", "do this:"))
-    return printed
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", None])

@@ -60,6 +60,16 @@ def test_a_run_of_an_earlier_version_has_the_defaults_of_what_came_since(
     assert opened.pipeline.objective.text_guidance == ObjectiveConfig.text_guidance
 
 
+def test_a_scene_of_an_earlier_version_is_opened(scene_run: Path, tmp_path: Path) -> None:
+    """Its trainer was in another module then."""
+    shutil.copytree(scene_run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yml"
+    named = config.read_text().replace("csd_nerf.nerf.scene_trainer", "csd_nerf.nerf.trainer")
+    assert named != config.read_text()
+    config.write_text(named)
+    assert find_run(tmp_path / "run").config == find_run(scene_run).config
+
+
 @dataclass
 class Inner:
     size: int = 1

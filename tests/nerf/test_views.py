@@ -59,20 +59,20 @@ def test_fitted_photo_is_the_centred_crop() -> None:
 
 def test_sampler_draws_distinct_cameras_from_all_sides_and_all_equally_often() -> None:
     cameras = ring(12)
-    sampler = CameraSampler(cameras, particles=4, seed=0)
+    sampler = CameraSampler(cameras, 4, 0, "--views")
     steps = [sampler(step) for step in range(12)]
     assert all(len(set(indices)) == 4 for indices in steps)
     assert set(Counter(index for indices in steps for index in indices).values()) == {4}
     for indices in steps:  # one camera in each quarter of the circle that the sectors cut
         sectors = [next(n for n, s in enumerate(sampler.sectors) if index in s) for index in indices]
         assert sectors == [0, 1, 2, 3]
-    assert [CameraSampler(cameras, 4, 0)(step) for step in range(12)] == steps
-    assert [CameraSampler(cameras, 4, 1)(step) for step in range(12)] != steps
+    assert [CameraSampler(cameras, 4, 0, "--views")(step) for step in range(12)] == steps
+    assert [CameraSampler(cameras, 4, 1, "--views")(step) for step in range(12)] != steps
 
 
-def test_sampler_refuses_more_particles_than_cameras() -> None:
-    with pytest.raises(InputError, match=r"between 1 and 3[\s\S]*got: +4"):
-        CameraSampler(ring(3), particles=4, seed=0)
+def test_sampler_refuses_more_views_than_cameras() -> None:
+    with pytest.raises(InputError, match=r"between 1 and 3[\s\S]*got: +4[\s\S]*`--views 3`"):
+        CameraSampler(ring(3), 4, 0, "--views")
 
 
 def test_turntable_looks_at_what_the_capture_looks_at() -> None:

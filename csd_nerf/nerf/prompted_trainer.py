@@ -1,0 +1,261 @@
+"""The trainer of what follows a prompt: its settings, steps that may fail, and going on with a run."""
+
+import copy
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+
+import torch
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from csd_nerf.distillation.objective import NonFiniteResidual
+from csd_nerf.errors import InputError, is_out_of_memory
+from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
+from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, require
+from csd_nerf.nerf.runs import Run, adopt
+from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig
+from csd_nerf.nerf.views import check_short_side
+from csd_nerf.priors.folder import is_image_conditioned, vae_factor
+from csd_nerf.priors.loading import check_prior
+from csd_nerf.recipes import apply_recipe, options_given
+
+NON_FINITE_STEPS_IN_A_ROW = 5
+"""So many skipped steps in a row end the edit: it will not recover by itself."""
+
+_CONTINUED = (
+    "max_num_iterations", "max_minutes", "mixed_precision", "use_grad_scaler", "gradient_accumulation_steps",
+    "steps_per_save", "optimizers",
+)  # fmt: skip
+"""Of nerfstudio's own settings, those that a continued run takes from its config.yml."""
+
+
+@dataclass
+class PromptedTrainerConfig(SceneTrainerConfig):
+    """A prompt and what is to follow it; steps count from the start."""
+
+    _target: Type = field(default_factory=lambda: PromptedTrainer)  # noqa: UP006
+    pipeline: PromptedPipelineConfig = field(default_factory=PromptedPipelineConfig)
+    """What is asked, and of what."""
+    recipe: Optional[str] = None  # noqa: UP045
+    """Settings for a machine, a scene or a task: `tiny` (two CPU cores, with the bundled priors), or a YAML
+    file. Options given beside it win."""
+    max_minutes: Optional[float] = None  # noqa: UP045
+    """Stop at the first step after so many minutes, even if steps are left. The minutes of a run that is
+    continued count, as its cost.json has them; start-up, final pictures and turntable do not."""
+
+    def _check_prompt(self, expected: str, example: str) -> None:
+        """Refuse to begin without a prompt; the message says what is expected, and gives an example."""
+        if not self.pipeline.prompt.strip():
+            raise InputError(
+                "no prompt was given",
+                expected=expected,
+                got="an empty prompt",
+                hint=f'add `--prompt "{example}"`',
+            )
+
+    def _check_options(self) -> None:
+        """Refuse numbers that a step cannot work with."""
+        require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
+        require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
+        limit = self.max_minutes
+        require(limit is None or limit > 0, "max_minutes", "a number above 0", limit)
+        self.pipeline.check()
+
+    def _check_prior(self) -> Path | None:
+        """Refuse a prior that is not there, that cannot be asked, or whose autoencoder does not take the size
+        of the views. Returns its folder; None for one on the hub."""
+        pipeline = self.pipeline
+        folder = check_prior(pipeline.prior)
+        if folder is not None:
+            pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
+            flag = f"--pipeline.{pipeline.size_option.replace('_', '-')}"
+            check_short_side(getattr(pipeline, pipeline.size_option), vae_factor(folder), flag)
+        return folder
+
+    def _usual(self) -> Any:
+        """This method's configuration before a command line changes it."""
+        from csd_nerf.nerf.methods import METHODS
+
+        return METHODS[str(self.method_name)]
+
+    def _take_prompt_and_recipe(self) -> None:
+        """Gather what may be said in several places."""
+        self._take_prompt()
+        self._take_recipe(self)
+        self.pipeline.prompt = self.pipeline.prompt or self.prompt or ""  # a recipe may have either
+
+    def _continue(self, run: Run, saved: "PromptedTrainerConfig") -> None:
+        """Take all settings from the run so far, except those the user gave anew."""
+        folder = run.checkpoint.parent.parent
+        default = self._usual()
+        if saved.recipe == self.recipe:
+            # What the recipe says counts as not given: the run was begun with it, and with more.
+            default = copy.deepcopy(default)
+            self._take_recipe(default)
+        if saved.method_name != self.method_name:
+            raise InputError(
+                f"{folder} was made by another method",
+                expected=f"a run of {self.method_name} to be continued",
+                got=f"a run of {saved.method_name}",
+                hint=f"continue it with `ns-train {saved.method_name}`",
+            )
+        self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline)
+        if saved.pipeline.prompt != self.pipeline.prompt:
+            raise InputError(
+                f"{folder} was begun with another prompt",
+                expected=f"the prompt it was begun with, {saved.pipeline.prompt!r}, to continue it",
+                got=repr(self.pipeline.prompt),
+                hint=self._other_prompt_hint(saved),
+            )
+        given = options_given(sys.argv[1:])
+        for name in _CONTINUED:
+            if name not in given and getattr(self, name) == getattr(default, name):
+                setattr(self, name, getattr(saved, name))
+        if self.max_minutes is not None and read_cost(folder) is None:
+            raise InputError(
+                f"nobody counted the minutes of {folder}",
+                expected="cost.json in it, for --max-minutes to count on from",
+                got="no such file",
+                hint="leave out --max-minutes, or begin anew",
+            )
+        self.recipe = self.recipe or saved.recipe
+        self.machine = adopt(self.machine, default.machine, saved.machine)
+        CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
+
+    def _other_prompt_hint(self, saved: Any) -> str:
+        """What to do instead of continuing a run with another prompt."""
+        return "leave out --prompt, or leave out --load-dir to begin anew"
+
+    def _take_prompt(self) -> None:
+        """`--prompt`, `--pipeline.prompt` and nerfstudio's own `--pipeline.model.prompt` are one setting."""
+        model = self.pipeline.model
+        given = {prompt for prompt in (self.prompt, self.pipeline.prompt, model.prompt) if prompt}
+        if len(given) > 1:
+            raise InputError(
+                "different prompts were given",
+                expected="one prompt, by --prompt or --pipeline.prompt",
+                got=" and ".join(map(repr, sorted(given))),
+                hint="leave all but one out",
+            )
+        self.pipeline.prompt, model.prompt = next(iter(given), ""), None
+
+    def _take_recipe(self, config: "PromptedTrainerConfig") -> None:
+        if self.recipe is not None:
+            given = options_given(sys.argv[1:])
+            apply_recipe(config, self._usual(), str(self.method_name), self.recipe, given)
+
+
+class PromptedTrainer(SceneTrainer):
+    """nerfstudio's trainer with steps that may fail, counted from the start whatever was loaded."""
+
+    config: PromptedTrainerConfig
+    pipeline: PromptedPipeline
+
+    @property
+    def memory_settings(self) -> tuple[str, ...]:
+        """Options that bound memory, in the order in which to turn them down."""
+        return tuple(f"--pipeline.{name}" for name in self.config.pipeline.memory_options)
+
+    def setup(self, test_mode: Any = "val") -> None:
+        """Build the pipeline and load what is to be gone on from."""
+        self._skipped_in_a_row = 0
+        self._meter: CostMeter | None = None
+        super().setup(test_mode)
+
+    def train(self) -> None:
+        """Run to `max_num_iterations` steps in all, those of a run that is continued included.
+
+        A run that has them already only draws its final pictures: it may have been killed before it could.
+        """
+        total = self.config
+        remaining = total.max_num_iterations - self._start_step
+        self._meter = self._start_meter()
+        if remaining <= 0 or self._time_is_up():
+            option = "--max-num-iterations" if remaining <= 0 else "--max-minutes"
+            CONSOLE.print(f"All steps of this run are done (more: {option}). Drawing its pictures.")
+            for callback in self.callbacks:
+                callback.run_callback_at_location(self._start_step - 1, TrainingCallbackLocation.AFTER_TRAIN)
+            return
+        # The parent's number is of steps still to do; the progress display was set up with the total.
+        self.config = dataclasses.replace(total, max_num_iterations=remaining)
+        self._newest_step = max(self._start_step - 1, 0)
+        try:
+            super().train()
+        finally:
+            self.config = total
+
+    def _start_meter(self) -> CostMeter | None:
+        """Counts on from the run that is continued; None where that did not count from its beginning."""
+        checkpoint = self.config.load_checkpoint
+        if not self._start_step or checkpoint is None:
+            return CostMeter(NOTHING, self.device)
+        earlier = read_cost(checkpoint.parent.parent)
+        return CostMeter(earlier, self.device) if earlier is not None else None
+
+    def _time_is_up(self) -> bool:
+        limit = self.config.max_minutes
+        return limit is not None and self._meter is not None and self._meter.seconds >= 60 * limit
+
+    def _after_train(self) -> None:
+        # A training that was told to stop has gone on to a step that it does not make.
+        self.step = self._newest_step
+        super()._after_train()
+
+    def train_iteration(self, step: int) -> Any:
+        """The parent's step, the last one when the time is up; skipped when a residual is not finite,
+        explained when memory runs out."""
+        self._newest_step = step
+        try:
+            result = super().train_iteration(step)
+        except NonFiniteResidual as error:
+            self._skipped_in_a_row += 1
+            CONSOLE.print(f"[bold yellow]Step {step} skipped: {error}")
+            if self._skipped_in_a_row >= NON_FINITE_STEPS_IN_A_ROW:
+                CONSOLE.print(
+                    f"[bold red]{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
+                    f"{self.config.pipeline.guidance_option}.text-guidance or use "
+                    "--pipeline.prior-precision float32."
+                    f"{self._save_before(step)}"
+                )
+                raise SystemExit(1) from None
+            zero = torch.zeros((), device=self.pipeline.device)
+            return zero, {}, {}
+        except RuntimeError as error:
+            if is_out_of_memory(error) and (saved := self._save_before(step)):
+                CONSOLE.print(saved.strip())
+            raise
+        self._skipped_in_a_row = 0
+        if self._time_is_up():
+            self.stop_training = True
+        return result
+
+    def _save_before(self, step: int) -> str:
+        """Save what was done before a step that failed; returns how to go on from there."""
+        if step <= self._start_step:
+            return ""
+        self.save_checkpoint(step - 1)
+        return f" The run so far is saved: continue with --load-dir {self.base_dir}"
+
+    def save_checkpoint(self, step: int) -> None:
+        """Save as the parent does, but in a way that a kill cannot leave half a checkpoint."""
+        folder = self.checkpoint_dir
+        self.checkpoint_dir = folder.with_name(f".{folder.name}-unfinished")
+        try:
+            super().save_checkpoint(step)
+            name = f"step-{step:09d}.ckpt"
+            folder.mkdir(parents=True, exist_ok=True)
+            os.replace(self.checkpoint_dir / name, folder / name)
+            self.checkpoint_dir.rmdir()
+        finally:
+            self.checkpoint_dir = folder
+        if self._meter is not None:
+            evaluations = self.pipeline.unet_evaluations
+            write_cost(self.base_dir, self._meter.total(steps=step + 1, unet_evaluations=evaluations))
+        if self.config.save_only_latest_checkpoint:
+            for older in folder.glob("step-*.ckpt"):
+                if older.name != name:
+                    older.unlink()
