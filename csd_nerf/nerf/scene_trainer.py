@@ -1,15 +1,13 @@
 """The trainer of a scene: checks its input first, and explains what ended it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
-from nerfstudio.utils.rich_utils import CONSOLE
 
-from csd_nerf.errors import InputError, exit_on_input_error, is_out_of_memory
+from csd_nerf.errors import InputError, exit_on_input_error, memory_explained
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.runs import find_run, read_checkpoint
 
@@ -67,18 +65,11 @@ class SceneTrainer(Trainer):
         with exit_on_input_error(), self._memory_explained():
             super().train()
 
-    @contextmanager
-    def _memory_explained(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            CONSOLE.print(
-                f"[bold red]Out of memory ({str(error).splitlines()[0]}). Turn down, in this order: "
-                f"{', '.join(self.memory_settings)}."
-            )
-            raise SystemExit(1) from None
+    def _memory_explained(self) -> AbstractContextManager[None]:
+        return memory_explained(
+            expected="room for the scene and for a step of it",
+            hint=f"turn down, in this order: {', '.join(self.memory_settings)}",
+        )
 
 
 def check_device(device_type: str) -> None:

@@ -246,8 +246,8 @@ def test_running_out_of_memory_names_the_settings_to_turn_down(
     monkeypatch.setattr(Objective, "gradient", exhausted)
     with pytest.raises(SystemExit):
         run(edit_config())
-    printed = capsys.readouterr().out
-    assert "--pipeline.unet-batch-size" in printed and "--pipeline.rays-per-chunk" in printed
+    printed = capsys.readouterr().err
+    assert "memory ran out" in printed and "--pipeline.unet-batch-size, --pipeline.rays-per-chunk" in printed
 
 
 def test_stock_nerfacto_scenes_are_accepted(dataset: Path, tmp_path: Path, edit_config: Make) -> None:
