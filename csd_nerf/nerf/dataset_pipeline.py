@@ -201,7 +201,7 @@ class CsdDatasetPipelineConfig(DatasetEditPipelineConfig):
     def check(self) -> None:
         super().check()
         self.objective.check(particles=self.views_per_update, source_prompt=self.source_prompt)
-        self.descent.check()
+        self.descent.check("--pipeline.descent.")
 
     def check_prior(self, *, image_conditioned: bool) -> None:
         check_fit(self.objective.residual, image_conditioned=image_conditioned)
