@@ -179,9 +179,8 @@ class PictureSettings(EditSettings):
     """How a picture or panorama is edited, in windows."""
 
     window_size: Optional[int] = None  # noqa: UP045
-    """Side of the windows in pixels, and of the tiles in which the picture is encoded and decoded. Default
-    the size
-    that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
+    """Side of the windows in pixels. Default the size that the prior was trained at: 512 of Stable
+    Diffusion's kin, 96 of tiny-instruct."""
 
     def check(self, prompts: tuple[str, ...]) -> None:
         super().check(prompts)
