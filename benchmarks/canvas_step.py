@@ -28,7 +28,7 @@ from torch import Tensor
 from csd_nerf.distillation import Guidance, Objective, svgd, weight
 from csd_nerf.editors.loop import descend
 from csd_nerf.editors.settings import PictureSettings
-from csd_nerf.editors.tiles import decode_tiles, encode_tiles
+from csd_nerf.editors.tiles import LEAST_TILE, decode_tiles, encode_tiles
 from csd_nerf.editors.window_canvas import Region, WindowCanvas
 from csd_nerf.priors import Prior
 
@@ -125,12 +125,13 @@ def released_order(
 def measure_memory(prior: Prior, settings: PictureSettings, side: int) -> None:
     """Print a row: what an edit of a square picture takes."""
     window = settings.fitting_window(prior)
+    tile = max(window, LEAST_TILE)
     latent_side = side // prior.vae_factor
     own = 4 * (4 * prior.latent_channels * latent_side**2 + 3 * side**2)
     picture = torch.rand(3, side, side)
 
     def edit() -> None:
-        source, condition = encode_tiles(prior, picture, window)
+        source, condition = encode_tiles(prior, picture, tile)
         everywhere = Region(PROMPT, torch.ones(latent_side, latent_side))
         canvas = WindowCanvas(
             source, condition, [everywhere], window=window // prior.vae_factor, particles=settings.particles
@@ -138,7 +139,7 @@ def measure_memory(prior: Prior, settings: PictureSettings, side: int) -> None:
         for done in descend(canvas, settings.objective(prior), settings.descent()):
             if done.steps == 1:
                 break
-        decode_tiles(prior, canvas.latents, window)
+        decode_tiles(prior, canvas.latents, tile)
 
     prior.embed([PROMPT, ""])
     peak = peak_bytes(edit)

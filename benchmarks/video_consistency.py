@@ -6,9 +6,12 @@ CSD-Edit with SVGD. The last two differ in nothing but the transport. Two instru
 ambiguous one with four right answers. Reported are, for every clip:
 
 - warp error along the optical flow of the source (`csd_nerf.evaluation.consistency.warp_error`, times 1000);
-- hue deviation: circular standard deviation of the frames' mean hues, in degrees.
+- hue deviation: circular standard deviation of the frames' mean hues, in degrees;
+- sharpness: mean absolute difference of neighbouring pixels, times 1000; with a keyframe stride also of the
+  keyframes and of the frames between them.
 
     python benchmarks/video_consistency.py --output results/video
+    python benchmarks/video_consistency.py --ways svgd --keyframe-stride 4 --output results/stride
     python benchmarks/video_consistency.py --memory 10 40 160
 
 Leaves `video_consistency.json`, and for every edit a clip and a sheet of frames (the source's on top), in
@@ -24,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
 import torch
@@ -87,6 +91,8 @@ class Settings:
     """Most frames in a group."""
     anchors: int = 4
     """Of them, shared by all groups."""
+    keyframe_stride: int = 1
+    """Of CSD-Edit: every so many frames are edited first."""
     noise: Literal["shared", "per-particle"] = "shared"
     """Of the frames in a step."""
     kernel: Literal["imq", "rbf"] = "imq"
@@ -111,7 +117,10 @@ def main(settings: Settings) -> None:
     record = settings.output / "video_consistency.json"
     rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
     prior = load_prior(settings.prior, device="cpu", dtype=getattr(torch, settings.precision))
-    print(f"{'clip':10} {'instruction':12} {'way':12} {'warp error':>10} {'hue':>6} {'chroma':>7} {'s':>5}")
+    print(
+        f"{'clip':10} {'instruction':12} {'way':12} {'warp error':>10} {'hue':>6} {'chroma':>7} {'sharp':>6} "
+        f"{'s':>5} {'CPU s':>5}"
+    )
     for path in settings.clips:
         for name in settings.edits:
             source, clip = frames_of(path, settings.size)
@@ -120,19 +129,27 @@ def main(settings: Settings) -> None:
                 cell = {"clip": path.stem, "edit": name, "way": way}
                 if any(cell.items() <= row.items() for row in rows):
                     continue
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 edited = source if way == "source" else edit(source, EDITS[name], way, prior, settings)
+                seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+                sharp = [sharpness(frame) for frame in edited]
+                between = [value for index, value in enumerate(sharp) if index % settings.keyframe_stride]
                 row = {
                     **cell,
                     "frames": len(source),
                     "warp_error": warp_error(edited, moving),
                     "hue_deviation": hue_deviation(edited),
                     "chroma": hue_and_chroma(edited)[1].mean().item(),
-                    "seconds": time.perf_counter() - start,
+                    "sharpness": mean(sharp),
+                    "sharpness_keyframes": mean(sharp[:: settings.keyframe_stride]),
+                    "sharpness_between": mean(between) if between else None,
+                    "seconds": seconds,
+                    "cpu_seconds": cpu_seconds,
                 }
                 print(
                     f"{path.stem:10} {name:12} {way:12} {1000 * row['warp_error']:10.2f} "
-                    f"{row['hue_deviation']:6.1f} {row['chroma']:7.2f} {row['seconds']:5.0f}",
+                    f"{row['hue_deviation']:6.1f} {row['chroma']:7.2f} {1000 * row['sharpness']:6.1f} "
+                    f"{seconds:5.0f} {cpu_seconds:5.0f}",
                     flush=True,
                 )
                 rows.append(row)
@@ -167,6 +184,7 @@ def edit(source: Tensor, what: Edit, way: str, prior: Prior, settings: Settings)
         transport="svgd" if way == "svgd" else "independent",
         particles=settings.particles,
         anchors=settings.anchors,
+        keyframe_stride=settings.keyframe_stride,
         noise=settings.noise,
         kernel=settings.kernel,
         size=settings.size,
@@ -195,6 +213,11 @@ def frame_by_frame(source: Tensor, what: Edit, settings: Settings, *, same_noise
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
         ).images.float()
+
+
+def sharpness(picture: Tensor) -> float:
+    """Mean absolute difference of neighbouring pixels, (3, h, w) in 0..1."""
+    return (picture.diff(dim=1).abs().mean().item() + picture.diff(dim=2).abs().mean().item()) / 2
 
 
 def sheet(source: Tensor, edited: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ subcommand works with is imported when it runs.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import tyro
 
 from csd_nerf.comparison.command import Compare
 from csd_nerf.demo.command import Demo
+from csd_nerf.editors.base_command import EditCommand
 from csd_nerf.editors.command import Image, Panorama
 from csd_nerf.editors.video_command import Video
 from csd_nerf.errors import exit_on_input_error
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 2 for bad input, 130 after Ctrl-C, 143 when terminated, 1 for other failures.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     app = tyro.extras.SubcommandApp()
     for name, options in COMMANDS.items():
         app.command(name=name)(options)
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _exit_as_terminated)
     try:
         with exit_on_input_error():
+            if isinstance(command, EditCommand):
+                command = command.with_recipe(arguments)
             command.run()
     except KeyboardInterrupt:
         raise SystemExit(EXIT_STATUS_INTERRUPTED) from None

@@ -103,7 +103,7 @@ def test_a_text_to_image_model_samples_too(text_to_image_prior: Prior, pictures:
 def test_descent_follows_the_gradient_and_lowers_its_rate(tiny_prior: Prior, pictures: Pictures) -> None:
     objective = Objective(ObjectiveConfig(), tiny_prior)
     source, condition = tiny_prior.encode(pictures), tiny_prior.condition(pictures)
-    descent = DescentConfig(steps=5, learning_rate=0.4, decay=0.5, steps_per_decay=2)
+    descent = DescentConfig(steps=5, learning_rate=0.4, decay=0.5, stairs=3)
     gradients, states = [], [source]
 
     def record(step: int, distilled: Any, latents: torch.Tensor) -> None:
@@ -139,9 +139,7 @@ def test_night_falls_in_latent_space(tiny_prior: Prior) -> None:
     assert (tiny_prior.decode(edited) - answer).square().mean() < before / 4
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"steps": -1}, {"learning_rate": 0.0}, {"decay": 1.5}, {"steps_per_decay": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"learning_rate": 0.0}, {"decay": 1.5}, {"stairs": 0}])
 def test_descents_that_make_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         DescentConfig(**wrong).check()  # type: ignore[arg-type]

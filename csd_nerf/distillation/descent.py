@@ -15,9 +15,10 @@ from csd_nerf.errors import InputError
 class DescentConfig:
     """How far latents go along the gradient: plain gradient descent with a rate that falls in stairs.
 
-    The defaults are those of CSD's released code for pictures (2307.04787), which go with the published
-    kernel (`ObjectiveConfig.normalize_kernel` off). The step of that kernel shrinks as views are added; with
-    rows that sum to one, 2 / (N + 1) of the rate for N views takes steps of the same length.
+    The defaults are those of CSD's released code for pictures (2307.04787), StepLR(20, 0.9) in 200 steps,
+    which go with the published kernel (`ObjectiveConfig.normalize_kernel` off). The step of that kernel
+    shrinks as views are added; with rows that sum to one, 2 / (N + 1) of the rate for N views takes steps of
+    the same length.
     """
 
     steps: int = 200
@@ -25,12 +26,16 @@ class DescentConfig:
     learning_rate: float = 2.0
     """Of the first steps; with a kernel whose rows sum to one, 0.1 to 0.3 suits any number of views."""
     decay: float = 0.9
-    """The learning rate is multiplied by this every so many steps; 1 leaves it as it is."""
-    steps_per_decay: int = 20
-    """So many."""
+    """The learning rate is multiplied by this from one stair to the next; 1 leaves it as it is."""
+    stairs: int = 10
+    """Stretches of equal learning rate in an edit, however many steps it has."""
 
-    def check(self) -> None:
+    def check(self, options: str = "") -> None:
         """Refuse numbers that mean nothing.
+
+        Args:
+            options: what comes before their names where they are options of a command line,
+                `--pipeline.descent.` for example.
 
         Raises:
             InputError: naming the setting.
@@ -39,19 +44,25 @@ class DescentConfig:
             ("steps", self.steps >= 0, "0 or more"),
             ("learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0"),
             ("decay", 0 < self.decay <= 1, "above 0 and at most 1"),
-            ("steps_per_decay", self.steps_per_decay >= 1, "1 or more"),
+            ("stairs", self.stairs >= 1, "1 or more"),
         ):
             if not right:
+                option = f"{options}{name.replace('_', '-')}" if options else name
                 raise InputError(
-                    f"latents cannot be edited with this {name}",
+                    f"{option} cannot be used",
                     expected=wanted,
                     got=repr(getattr(self, name)),
-                    hint=f"the default is {getattr(DescentConfig, name)}",
+                    hint=f"change it, or leave out {option} for the default",
                 )
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step (0-based)."""
-        return self.learning_rate * self.decay ** (step // self.steps_per_decay)
+        """Learning rate of a step (0-based) of an edit that has any.
+
+        Example:
+            >>> [round(DescentConfig(steps=200).rate(step), 3) for step in (0, 19, 20, 199)]
+            [2.0, 2.0, 1.8, 0.775]
+        """
+        return self.learning_rate * self.decay ** (self.stairs * step // self.steps)
 
 
 def edit_latents(

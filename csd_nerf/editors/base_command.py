@@ -11,7 +11,7 @@ import tyro
 from typing_extensions import Self
 
 from csd_nerf.editors.settings import EditSettings
-from csd_nerf.errors import InputError, is_out_of_memory
+from csd_nerf.errors import InputError, memory_explained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +34,7 @@ class EditCommand(EditSettings):
     force: bool = False
     """Replace an output that is there, and begin again where another edit of it was left unfinished."""
     recipe: Optional[str] = None  # noqa: UP045
-    """A YAML file of options by their names, such as `prior: tiny-instruct`. Options given beside it win,
-    unless they equal their default."""
+    """A YAML file of options by their names, such as `prior: tiny-instruct`. Options given beside it win."""
     preview_every: int = 10
     """Steps between previews (OUTPUT-preview.jpg, removed in the end); 0 for none."""
 
@@ -82,8 +81,13 @@ class EditCommand(EditSettings):
             preview_every=self.preview_every,
             write_preview=self.write_preview,
         )
+        room = memory_explained(
+            expected="room for the prior and a batch of particles",
+            hint=f"turn down --unet-batch-size, then {self.size_option}; what was done is kept, and the same "
+            "command with a smaller batch goes on from there",
+        )
         try:
-            with observer:
+            with room, observer:
                 yield observer
         except KeyboardInterrupt:
             if unfinished.path.exists():
@@ -95,16 +99,6 @@ class EditCommand(EditSettings):
                     soft_wrap=True,
                 )
             raise
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                "memory ran out",
-                expected="room for the prior and a batch of particles",
-                got=str(error).splitlines()[0],
-                hint=f"turn down --unet-batch-size, then {self.size_option}; what was done is kept, and the "
-                "same command with a smaller batch goes on from there",
-            ) from error
         unfinished.remove()
         self.beside("-preview.jpg").unlink(missing_ok=True)
 
@@ -118,14 +112,24 @@ class EditCommand(EditSettings):
         """A file next to the output, of its name and another ending."""
         return self.output.with_name(f"{self.output.stem}{ending}")
 
-    def with_recipe(self) -> Self:
-        """These options, and those of the recipe where they have their defaults."""
+    def with_recipe(self, arguments: Sequence[str]) -> Self:
+        """These options, and those of the recipe where they were not given.
+
+        Args:
+            arguments: of the command line that these options are from.
+
+        Raises:
+            InputError: see `apply_recipe`.
+        """
         if self.recipe is None:
             return self
-        from csd_nerf.recipes import apply_recipe
+        from csd_nerf.recipes import apply_recipe, options_given
 
-        command, usual = dataclasses.replace(self), type(self)(input=self.input, output=self.output)
-        apply_recipe(command, usual, type(self).__name__.lower(), self.recipe)
+        command = dataclasses.replace(self, recipe=None)
+        # Whatever they were given as, no recipe decides on these.
+        given = options_given(arguments) | {"input", "output", "recipe"}
+        usual = type(self)(input=self.input, output=self.output)
+        apply_recipe(command, usual, type(self).__name__.lower(), self.recipe, given)
         return command
 
     def write_page(self, *, what: str, before: str, after: str, observer: "FileObserver") -> Path:

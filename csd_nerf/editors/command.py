@@ -43,16 +43,15 @@ class PictureCommand(EditCommand, PictureSettings):
 
         from csd_nerf.media import read_picture, write_picture
 
-        command = self.with_recipe()
-        command.check(command.prompts())
-        command.check_outputs()
-        picture = read_picture(command.input)
-        command.check_outputs((picture.pixels.shape[1], picture.pixels.shape[2]))
+        self.check(self.prompts())
+        self.check_outputs()
+        picture = read_picture(self.input)
+        self.check_outputs((picture.pixels.shape[1], picture.pixels.shape[2]))
         console = Console()
-        with command.watched(console) as observer:
-            edited = dataclasses.replace(picture, pixels=command.edit(picture, observer))
-            write_picture(edited, command.output, force=command.force)
-        print_paths(console, [command.output, *command._write_extras(picture, edited, observer)])
+        with self.watched(console) as observer:
+            edited = dataclasses.replace(picture, pixels=self.edit(picture, observer))
+            write_picture(edited, self.output, force=self.force)
+        print_paths(console, [self.output, *self._write_extras(picture, edited, observer)])
 
     def edit(self, picture: "Picture", observer: "FileObserver") -> Any:
         """The edited pixels (3, H, W) of a picture."""

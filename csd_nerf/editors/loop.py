@@ -17,41 +17,13 @@ from typing import Any
 
 import torch
 
+from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import NonFiniteResidual, Objective
 from csd_nerf.editors.canvas import Canvas
 from csd_nerf.errors import InputError
 
-DECAYS = 10
-"""Stretches of equal learning rate in an edit."""
-DECAY = 0.9
-"""From one to the next."""
 NON_FINITE_STEPS_IN_A_ROW = 5
 """So many skipped steps in a row end the edit: it will not recover by itself."""
-
-
-@dataclass(frozen=True)
-class Descent:
-    """Plain gradient descent, as published for CSD-Edit's panoramas (Kim et al., 2307.04787): SGD whose
-    learning rate falls by a tenth ten times over the edit (StepLR(20, 0.9) in 200 steps).
-
-    Args:
-        steps: of the edit.
-        learning_rate: of the first step. The released code's 2 goes with a kernel whose rows are divided by
-            the number of particles N; rows that sum to one, as ours, take about 2 / (N + 1) of it for the
-            same step.
-    """
-
-    steps: int
-    learning_rate: float
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, 0-based.
-
-        Example:
-            >>> [round(Descent(200, 2.0).rate(step), 3) for step in (0, 19, 20, 199)]
-            [2.0, 2.0, 1.8, 0.775]
-        """
-        return self.learning_rate * DECAY ** (DECAYS * step // self.steps)
 
 
 @dataclass(frozen=True)
@@ -78,7 +50,7 @@ def step_seed(seed: int, step: int) -> int:
 def descend(
     canvas: Canvas[Any],
     objective: Objective,
-    descent: Descent,
+    descent: DescentConfig,
     *,
     source_prompt: str = "",
     seed: int = 0,

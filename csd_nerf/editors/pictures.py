@@ -17,7 +17,7 @@ from csd_nerf.editors import regions
 from csd_nerf.editors.observer import Observer, Work
 from csd_nerf.editors.running import edit_work, run
 from csd_nerf.editors.settings import PictureSettings
-from csd_nerf.editors.tiles import decode_tiles, encode_tiles
+from csd_nerf.editors.tiles import LEAST_TILE, decode_tiles, encode_tiles
 from csd_nerf.editors.window_canvas import Region, WindowCanvas
 from csd_nerf.editors.windows import Grid
 from csd_nerf.errors import InputError
@@ -151,10 +151,11 @@ def _edit(
 ) -> Float[Tensor, "3 height width"]:
     """The edit behind both, of a picture that is continued to `size` and to what the autoencoder takes."""
     factor, window = prior.vae_factor, settings.fitting_window(prior)
+    tile = max(window, LEAST_TILE)
     height, width = pixels.shape[1:]
     padded = reflected(pixels, *(-(-side // factor) * factor for side in size))
     rows, columns = (side // factor for side in padded.shape[1:])
-    tiles = len(Grid.over(rows, columns, window // factor, wrap=wrap).places)
+    tiles = len(Grid.over(rows, columns, tile // factor, wrap=wrap).places)
     encoding = Work("encode", "Encode", tiles, "tiles")
     decoding = Work("decode", "Decode", tiles, "tiles")
     editing = edit_work(settings)
@@ -165,7 +166,7 @@ def _edit(
     prior.embed([*prompts, settings.source_prompt, ""])
     observer.start(encoding)
     source, condition = encode_tiles(
-        prior, padded, window, wrap=wrap, done=lambda number: observer.advance(encoding, number)
+        prior, padded, tile, wrap=wrap, done=lambda number: observer.advance(encoding, number)
     )
     observer.finish(encoding)
     del padded
@@ -182,7 +183,7 @@ def _edit(
     )
 
     def draw(done: Callable[[int], None] = lambda number: None) -> Tensor:
-        picture = decode_tiles(prior, canvas.latents, window, wrap=wrap, done=done)
+        picture = decode_tiles(prior, canvas.latents, tile, wrap=wrap, done=done)
         return picture[:, :height, :width]
 
     identity = {

@@ -9,9 +9,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation import Objective
+from csd_nerf.distillation import DescentConfig, Objective
 from csd_nerf.editors.canvas import Canvas
-from csd_nerf.editors.loop import Descent, descend
+from csd_nerf.editors.loop import descend
 from csd_nerf.editors.observer import Observer, Work
 from csd_nerf.editors.settings import EditSettings
 
@@ -64,7 +64,7 @@ class Pass:
     """
 
     canvas: Canvas[Any]
-    descent: Descent
+    descent: DescentConfig
     begin: Callable[[], None] = lambda: None
 
 

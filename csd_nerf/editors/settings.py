@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, Optional
 from csd_nerf.errors import InputError
 
 if TYPE_CHECKING:
-    from csd_nerf.distillation import Objective, ObjectiveConfig
-    from csd_nerf.editors.loop import Descent
+    from csd_nerf.distillation import DescentConfig, Objective, ObjectiveConfig
     from csd_nerf.priors import Prior
 
 Method = Literal["csd-edit", "dds", "cds", "sds", "pds", "csd"]
 
-STEPS = 200
 LEARNING_RATES = {"csd-edit": 0.25, "dds": 0.05, "cds": 0.05, "pds": 0.1, "sds": 0.02, "csd": 0.02}
 """For rows of the kernel that sum to one and residuals that are not scaled by the latents' size. CSD-Edit and
 DDS as released, in these units; CDS as DDS. Those of PDS, SDS and CSD take steps of about the same length at
@@ -56,7 +54,8 @@ class EditSettings:
     steps: Optional[int] = None  # noqa: UP045
     """Steps of the edit; each goes over everything once. Default 200, with tiny-instruct 20."""
     learning_rate: Optional[float] = None  # noqa: UP045
-    """Of the first step; it falls by a tenth ten times. Default 0.25 with csd-edit (tiny-instruct 0.6)."""
+    """Of the first step; it falls in ten stairs by a tenth each. Default 0.25 with csd-edit
+    (tiny-instruct 0.6)."""
     text_guidance: Optional[float] = None  # noqa: UP045
     """How strongly the prompt is followed. Default that of the method, 7.5 with csd-edit (tiny-instruct
     3.5)."""
@@ -86,26 +85,25 @@ class EditSettings:
 
         config = preset(self.method)
         config.image_guidance = self.image_guidance
-        for name in ("text_guidance", "min_timestep", "max_timestep", "transport"):
-            value = self._chosen(name)
-            if value is not None:
-                setattr(config, name, value)
+        self._put_in(config, ("text_guidance", "min_timestep", "max_timestep", "transport"))
         return config
 
-    def descent(self) -> "Descent":
+    def descent(self) -> "DescentConfig":
         """Steps and learning rate, as given or as suits method and prior."""
-        from csd_nerf.editors.loop import Descent
+        from csd_nerf.distillation import DescentConfig
 
-        steps, rate = self._chosen("steps"), self._chosen("learning_rate")
-        return Descent(
-            STEPS if steps is None else steps, LEARNING_RATES[self.method] if rate is None else rate
-        )
+        descent = DescentConfig(learning_rate=LEARNING_RATES[self.method])
+        self._put_in(descent, ("steps", "learning_rate"))
+        return descent
 
-    def _chosen(self, name: str) -> Any:
-        """What was given for a setting, or suits the prior; None leaves it to the method."""
-        given = getattr(self, name)
+    def _put_in(self, config: Any, names: tuple[str, ...]) -> None:
+        """Set what was given, or suits the prior; the rest is left to the method."""
         suited = SUITED.get((self.prior, self.method), {})
-        return suited.get(name) if given is None else given
+        for name in names:
+            given = getattr(self, name)
+            value = suited.get(name) if given is None else given
+            if value is not None:
+                setattr(config, name, value)
 
     def check(self, prompts: tuple[str, ...]) -> None:
         """Refuse what can be seen to be wrong without the prior's weights.
@@ -135,8 +133,7 @@ class EditSettings:
         ):
             if value < least:
                 raise _wrong(name, value, f"at least {least}")
-        if not 0 < descent.learning_rate < float("inf"):
-            raise _wrong("learning_rate", descent.learning_rate, "a number above 0")
+        descent.check("--")
         config = self.objective_config()
         config.check(particles=self.particles, source_prompt=self.source_prompt)
         folder = check_prior(self.prior)
@@ -182,9 +179,8 @@ class PictureSettings(EditSettings):
     """How a picture or panorama is edited, in windows."""
 
     window_size: Optional[int] = None  # noqa: UP045
-    """Side of the windows in pixels, and of the tiles in which the picture is encoded and decoded. Default
-    the size
-    that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
+    """Side of the windows in pixels. Default the size that the prior was trained at: 512 of Stable
+    Diffusion's kin, 96 of tiny-instruct."""
 
     def check(self, prompts: tuple[str, ...]) -> None:
         super().check(prompts)

@@ -16,6 +16,10 @@ from torch import Tensor
 from csd_nerf.editors.windows import Grid
 from csd_nerf.priors import Prior
 
+LEAST_TILE = 256
+"""Pixels, for priors whose windows are smaller. Autoencoders normalise over all they see: a small tile of
+nothing but sky comes out in another blue than its neighbour."""
+
 TileDone = Callable[[int], None]
 """Called after each tile with how many are done."""
 

@@ -58,16 +58,15 @@ class Video(EditCommand, VideoSettings):
         from csd_nerf.editors.videos import edit_video
         from csd_nerf.media import read_clip, write_clip
 
-        command = self.with_recipe()
-        command.check(command.prompts())
-        command.check_outputs()
-        clip = read_clip(command.input, command.exact_frame_rate())
+        self.check(self.prompts())
+        self.check_outputs()
+        clip = read_clip(self.input, self.exact_frame_rate())
         console = Console()
-        with command.watched(console) as observer:
-            edited = edit_video(clip, command.prompt, command.settings(), observer=observer)
-            write_clip(edited.decoded(observer), command.output, like=clip, force=command.force)
-        extras = command._write_extras(clip, (edited.height, edited.width), observer)
-        print_paths(console, [command.output, *extras])
+        with self.watched(console) as observer:
+            edited = edit_video(clip, self.prompt, self.settings(), observer=observer)
+            write_clip(edited.decoded(observer), self.output, like=clip, force=self.force)
+        extras = self._write_extras(clip, (edited.height, edited.width), observer)
+        print_paths(console, [self.output, *extras])
 
     def exact_frame_rate(self) -> Optional[Fraction]:  # noqa: UP045
         """The frame rate as a fraction: 29.97 is 30000/1001.

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from csd_nerf.distillation import DescentConfig
 from csd_nerf.editors.frame_canvas import FrameCanvas
-from csd_nerf.editors.loop import Descent
 from csd_nerf.editors.observer import Observer, Work
 from csd_nerf.editors.pictures import reflected
 from csd_nerf.editors.running import Pass, run_passes
@@ -159,8 +159,9 @@ def _edit(
 ) -> EditedClip:
     count, descent = len(clip), settings.descent()
     stride = min(settings.keyframe_stride, count)
-    final = descent.rate(descent.steps - 1)
-    gap_descent = Descent(max(round(GAP_STEPS_SHARE * descent.steps), 1), final)
+    gap_descent = DescentConfig(
+        steps=max(round(GAP_STEPS_SHARE * descent.steps), 1), learning_rate=descent.rate(descent.steps - 1)
+    )
     encoding = Work("encode", "Encode", count, "frames")
     editing = Work("edit", "Edit", descent.steps + (gap_descent.steps if stride > 1 else 0), "steps")
     observer.plan([encoding, editing, _decoding(count)])

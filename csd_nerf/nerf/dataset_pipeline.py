@@ -187,7 +187,7 @@ class CsdDatasetPipelineConfig(DistilledEditConfig, DatasetEditPipelineConfig):
 
     def check(self) -> None:
         super().check()
-        self.descent.check()
+        self.descent.check("--pipeline.descent.")
 
 
 class CsdDatasetPipeline(DatasetEditPipeline):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -66,11 +67,12 @@ def options_given(arguments: Sequence[str]) -> set[str]:
     """The options in a command line, as a recipe names them.
 
     Example:
-        >>> options_given(["--pipeline.render-size", "64", "--vis=viewer"]) == {"pipeline.render_size", "vis"}
-        True
+        >>> sorted(options_given(["--pipeline.render-size", "64", "--vis=viewer", "--no-page"]))
+        ['no_page', 'page', 'pipeline.render_size', 'vis']
     """
-    names = (argument[2:].split("=")[0] for argument in arguments if argument.startswith("--"))
-    return {name.replace("-", "_") for name in names}
+    words = (argument[2:].split("=")[0] for argument in arguments if argument.startswith("--"))
+    names = {word.replace("-", "_") for word in words}
+    return names | {re.sub(r"(^|\.)no_(?=[^.]+$)", r"\1", name) for name in names}
 
 
 def find_recipe(recipe: str) -> Path:
@@ -129,7 +131,7 @@ def _set(
                 f"{file} sets an option that is not there",
                 expected=f"{', '.join(near)} or another option of this method",
                 got=".".join(here),
-                hint="`ns-train METHOD --help` lists all options; write dashes as underscores",
+                hint="`--help` of the command lists all options; write dashes as underscores",
             )
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
@@ -163,7 +165,7 @@ def _converted(value: Any, wanted: Any, file: Path, path: tuple[str, ...]) -> An
         f"{file} has a value that an option does not take",
         expected=f"{'.'.join(path)}: {_readable(wanted)}",
         got=repr(value),
-        hint="`ns-train METHOD --help` says what each option takes",
+        hint="`--help` of the command says what each option takes",
     )
 
 

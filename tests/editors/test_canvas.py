@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from csd_nerf.distillation import Distilled, NonFiniteResidual, Objective, preset
+from csd_nerf.distillation import DescentConfig, Distilled, NonFiniteResidual, Objective, preset
 from csd_nerf.editors.canvas import evenly
-from csd_nerf.editors.loop import Descent, descend, step_seed
+from csd_nerf.editors.loop import descend, step_seed
 from csd_nerf.editors.window_canvas import Region, WindowCanvas
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
@@ -47,9 +47,9 @@ def test_corners_are_edited_as_much_as_the_middle(
     """Whatever the windows and their number, a step moves every latent by the learning rate once."""
     edited = canvas(height, width, everywhere("1", height, width), wrap=wrap)
     objective = Constant(tiny_prior)
-    for done in descend(edited, objective, Descent(10, 0.5)):
+    for done in descend(edited, objective, DescentConfig(10, 0.5)):
         moved = edited.source - edited.latents
-        expected = sum(Descent(10, 0.5).rate(step) for step in range(done.steps))
+        expected = sum(DescentConfig(10, 0.5).rate(step) for step in range(done.steps))
         torch.testing.assert_close(moved, torch.full_like(moved, expected), atol=1e-5, rtol=1e-5)
     assert max(objective.counts) <= 5
     assert max(objective.counts) - min(objective.counts) <= 1
@@ -59,7 +59,7 @@ def test_particles_of_a_step_share_one_timestep_and_steps_differ(tiny_prior: Pri
     edited = canvas(84, 130, everywhere("1", 84, 130))
     objective = Constant(tiny_prior)
     batches = []
-    for done in descend(edited, objective, Descent(4, 0.1)):
+    for done in descend(edited, objective, DescentConfig(4, 0.1)):
         if done.share == 0:
             batches.append(objective.timesteps)
             objective.timesteps = []
@@ -71,7 +71,7 @@ def test_every_prompt_counts_by_its_weight(tiny_prior: Prior) -> None:
     weight = torch.rand(60, 90)
     regions = [Region("1", weight), Region("-2", 1 - weight)]
     edited = canvas(60, 90, regions)
-    list(descend(edited, Constant(tiny_prior), Descent(1, 1.0)))
+    list(descend(edited, Constant(tiny_prior), DescentConfig(1, 1.0)))
     moved = edited.source - edited.latents
     torch.testing.assert_close(moved, (weight - 2 * (1 - weight)).expand_as(moved), atol=1e-5, rtol=1e-5)
 
@@ -88,7 +88,7 @@ def test_windows_are_asked_only_about_prompts_that_count_in_them(tiny_prior: Pri
 def test_one_window_is_plain_descent_on_its_latents(tiny_prior: Prior) -> None:
     objective = Objective(preset("csd-edit"), tiny_prior)
     edited = canvas(16, 16, everywhere("make it night", 16, 16), window=16)
-    list(descend(edited, objective, Descent(3, 0.3), seed=7))
+    list(descend(edited, objective, DescentConfig(3, 0.3), seed=7))
 
     latents = edited.source.clone()
     for step in range(3):
@@ -104,7 +104,7 @@ def test_one_window_is_plain_descent_on_its_latents(tiny_prior: Prior) -> None:
             timestep=timestep,
             generator=generator,
         ).gradient
-        latents = latents - Descent(3, 0.3).rate(step) * gradient
+        latents = latents - DescentConfig(3, 0.3).rate(step) * gradient
     torch.testing.assert_close(edited.latents, latents, atol=1e-5, rtol=1e-5)
 
 
@@ -119,12 +119,12 @@ def test_a_step_without_finite_gradient_is_skipped_and_five_in_a_row_end_the_edi
     edited = canvas(24, 24, everywhere("1", 24, 24))
     objective = Broken(tiny_prior)
     objective.failures = 2
-    list(descend(edited, objective, Descent(3, 1.0)))
+    list(descend(edited, objective, DescentConfig(3, 1.0)))
     moved = edited.source - edited.latents
-    torch.testing.assert_close(moved, torch.full_like(moved, Descent(3, 1.0).rate(2)))
+    torch.testing.assert_close(moved, torch.full_like(moved, DescentConfig(3, 1.0).rate(2)))
     objective.counts, objective.failures = [], 5
     with pytest.raises(InputError, match="5 steps in a row"):
-        list(descend(edited, objective, Descent(10, 1.0)))
+        list(descend(edited, objective, DescentConfig(10, 1.0)))
 
 
 @pytest.mark.parametrize("count", range(1, 40))

@@ -17,6 +17,10 @@ from PIL import Image, ImageCms
 
 from csd_nerf.cli import main
 from csd_nerf.editors import saving
+from csd_nerf.editors.base_command import EditCommand
+from csd_nerf.editors.command import Image as ImageCommand
+from csd_nerf.editors.command import Panorama
+from csd_nerf.editors.video_command import Video
 
 
 @pytest.fixture(autouse=True)
@@ -301,6 +305,26 @@ def test_a_recipe_gives_options_that_the_command_line_does_not() -> None:
     a, b, c, d = (Path(f"{name}.png").read_bytes() for name in "abcd")
     assert a == b and c == d and a != c
     assert "a.html" not in files()
+
+    # Also where what the command line says is the default. The page's command makes the same again.
+    assert command("image", "photo.png", "-o", "e.png", "--recipe", "tiny.yaml", "--seed", "0", "--page") == 0
+    assert edit(output="f.png") == 0
+    assert Path("e.png").read_bytes() == Path("f.png").read_bytes() != a
+    page = Path("e.html").read_text(encoding="utf8")
+    assert "--no-comparison" in page and "--steps 1" in page and "--recipe" not in page
+
+
+@pytest.mark.parametrize("kind", [ImageCommand, Panorama, Video])
+def test_options_given_at_their_default_win_over_a_recipe(kind: type[EditCommand]) -> None:
+    Path("mine.yaml").write_text(
+        "method: dds\ncomparison: false\nforce: true\nparticles: 4\noutput: other.png\nrecipe: tiny\n"
+    )
+    options = kind(input=Path("photo.png"), output=Path("night.png"), recipe="mine.yaml")
+    bare = options.with_recipe([])
+    assert (bare.method, bare.comparison, bare.force, bare.particles) == ("dds", False, True, 4)  # type: ignore[attr-defined]
+    assert bare.output == Path("night.png") and bare.recipe is None
+    given = options.with_recipe(["--method=csd-edit", "--comparison", "--no-force", "--particles", "16"])
+    assert given == kind(input=options.input, output=options.output)
 
 
 @pytest.mark.parametrize(

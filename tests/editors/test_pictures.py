@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from csd_nerf.editors import PictureSettings, edit_image, edit_panorama
-from csd_nerf.editors.observer import Observer
+from csd_nerf.editors.observer import Observer, Work
 from csd_nerf.editors.pictures import reflected
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
@@ -169,6 +170,18 @@ def test_the_edges_of_a_sphere_stay_continuous(tiny_prior: Prior) -> None:
     seam = steps(wrap=True)
     assert seam[-1] <= seam[3:-1:4].max()
     assert steps(wrap=False)[-1] > seam[-1]
+
+
+def test_the_autoencoder_sees_more_than_a_window(tiny_prior: Prior) -> None:
+    """What fits in 256 pixels is encoded and decoded whole, however small the windows."""
+
+    class Plan(Observer):
+        def plan(self, works: Sequence[Work]) -> None:
+            self.totals = {work.key: work.total for work in works}
+
+    plan = Plan()
+    edit_panorama(picture(96, 200), "make it night", settings(), loaded=tiny_prior, observer=plan)
+    assert plan.totals == {"encode": 1, "edit": 1, "decode": 1}
 
 
 def test_regions_follow_their_own_prompts(tiny_prior: Prior) -> None:

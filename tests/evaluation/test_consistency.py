@@ -57,6 +57,16 @@ def test_seam_of_a_full_turn_is_like_any_other_column() -> None:
     assert at_seam > 10 * elsewhere
 
 
+def test_a_seam_between_blocks_is_compared_with_borders_of_blocks() -> None:
+    blocks = torch.rand(3, 8, 10, generator=torch.Generator().manual_seed(0))
+    turn = blocks.repeat_interleave(4, dim=2)
+    at_seam, between = seam_error(turn, block=4)
+    assert at_seam == seam_error(turn)[0] == pytest.approx((blocks[..., 0] - blocks[..., -1]).abs().mean())
+    assert between == pytest.approx(blocks.diff(dim=2).abs().mean())
+    # Three of four neighbours are alike: 39 pairs, of which 9 lie between blocks.
+    assert seam_error(turn)[1] == pytest.approx(between * 9 / 39)
+
+
 def test_hues_that_agree_and_hues_that_do_not() -> None:
     picture = texture(32)
     same = torch.stack([tint(picture, "cyan")] * 2)

@@ -220,7 +220,7 @@ def test_lpips_without_weights_is_refused(small: Make, tmp_path: Path, monkeypat
     [
         ("csd-edit-dataset", {"pipeline__views_per_update": 99}, "--pipeline.views-per-update 4"),
         ("csd-edit-dataset", {"pipeline__steps_per_update": 0}, "--pipeline.steps-per-update"),
-        ("csd-edit-dataset", {"pipeline__descent__learning_rate": -1.0}, "learning_rate"),
+        ("csd-edit-dataset", {"pipeline__descent__learning_rate": -1.0}, "--pipeline.descent.learning-rate"),
         ("csd-edit-dataset", {"pipeline__objective__residual": "dds"}, "--pipeline.source-prompt"),
         ("in2n-baseline", {"pipeline__sampling__steps": 0}, "--pipeline.sampling.steps"),
         ("in2n-baseline", {"pipeline__sampling__min_timestep": 0.99}, "range of timesteps"),
