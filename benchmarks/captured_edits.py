@@ -28,6 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from csd_nerf.evaluation.pixels import psnr  # noqa: E402
 from csd_nerf.evaluation.structure import edge_correlation  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
 from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
@@ -99,7 +100,7 @@ def main(options: Options) -> None:
             *edit_arguments(options),
         )  # fmt: skip
         photos, before, after = evaluation_views(run, options.size)
-        results["scene"]["psnr"] = psnr(before, photos)
+        results["scene"]["psnr"] = float(psnr(before, photos).mean())
         results[name] = {
             "prompt": prompts(options, name)[1],
             "seconds": seconds,
@@ -185,7 +186,7 @@ def evaluation_views(run: Path, size: int) -> tuple[Tensor, Tensor, Tensor]:
 def measure(name: str, photos: Tensor, before: Tensor, after: Tensor) -> dict[str, float]:
     if name in OPERATORS:
         answer = OPERATORS[name].apply(photos)
-        unedited, edited = psnr(before, answer), psnr(after, answer)
+        unedited, edited = (float(psnr(images, answer).mean()) for images in (before, after))
         return {"unedited_db": unedited, "edited_db": edited, "gain_db": edited - unedited}
     if name == "painting":
         painted = painted_photos()
@@ -195,11 +196,6 @@ def measure(name: str, photos: Tensor, before: Tensor, after: Tensor) -> dict[st
         }
     hues, chromas = hue_and_chroma(after)
     return {"chroma": float(chromas.mean()), "hue_deviation_degrees": circular_deviation(hues)}
-
-
-def psnr(images: Tensor, answer: Tensor) -> float:
-    """Mean over views of the peak signal-to-noise ratio, in dB."""
-    return float((-10 * torch.log10((images - answer).square().mean((1, 2, 3)))).mean())
 
 
 def colour_distance(images: Tensor, reference: Tensor) -> float:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from csd_nerf.bundled import BUNDLED_PRIORS, bundled_path  # noqa: E402
 from csd_nerf.errors import exit_on_input_error  # noqa: E402
+from csd_nerf.evaluation.pixels import psnr  # noqa: E402
 from csd_nerf.scenes.operators import (  # noqa: E402
     OPERATORS,
     PAINTING_INSTRUCTION,
@@ -70,11 +71,6 @@ class HueCount:
     within_tolerance: int
     counts: dict[str, int]
     largest_distance: float
-
-
-def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
-    """(N, 3, H, W) in 0..1 to (N,) dB."""
-    return -10 * ((pictures - truth) ** 2).mean((1, 2, 3)).clamp(min=1e-10).log10()
 
 
 def best_psnr(pictures: Tensor, truths: Tensor) -> Tensor:

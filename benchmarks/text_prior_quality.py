@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from csd_nerf.distillation import DescentConfig, Objective, edit_latents, preset  # noqa: E402
 from csd_nerf.errors import exit_on_input_error  # noqa: E402
+from csd_nerf.evaluation.pixels import psnr  # noqa: E402
 from csd_nerf.priors import Prior, load_prior  # noqa: E402
 from csd_nerf.priors.control import ControlConfig  # noqa: E402
 from csd_nerf.scenes.operators import CAPTIONS, OPERATORS, TINTS  # noqa: E402
@@ -43,11 +44,6 @@ LEVELS = (300, 500, 700)
 
 DDS_DESCENT, DDS_MOST_NOISE = DescentConfig(steps=60, learning_rate=0.2), 0.6
 DEPTH_VIEWS = 16
-
-
-def psnr(pictures: Tensor, truth: Tensor) -> Tensor:
-    """(N, 3, H, W) in 0..1 to (N,) dB."""
-    return -10 * ((pictures - truth) ** 2).mean((1, 2, 3)).log10()
 
 
 def noise_errors(
