@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.evaluation.weights import CLIP, require_weights, weights_absent
+from csd_nerf.evaluation.weights import CLIP, weights_absent
 
 Embeddings = Float[Tensor, "views channels"]
 TextEmbedding = Float[Tensor, " channels"]
@@ -123,7 +123,6 @@ def load_clip(repository: str = CLIP, *, device: torch.device | str, download: b
     Raises:
         Unavailable: when the weights are not there, or cannot be fetched.
     """
-    require_weights(repository, download=download)
     from transformers import CLIPModel, CLIPTokenizer
 
     try:

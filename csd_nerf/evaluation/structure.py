@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.evaluation.weights import DINO, require_weights, weights_absent
+from csd_nerf.evaluation.weights import DINO, weights_absent
 from csd_nerf.scenes.operators import LUMA_WEIGHTS
 
 Images = Float[Tensor, "views 3 height width"]
@@ -82,7 +82,6 @@ def load_dino(
     Raises:
         Unavailable: when the weights are not there, or cannot be fetched.
     """
-    require_weights(repository, download=download)
     from transformers import ViTModel
 
     try:
