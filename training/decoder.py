@@ -47,8 +47,8 @@ def train_decoder(
         "decoder",
         vae,
         lambda _, pictures, generator: noisy_latents(vae, pictures, generator),
-        Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES),
-        Perceptual(perceptual_weights),
+        photos,
+        perceptual_weights,
         batch=BATCH,
         peak_learning_rate=PEAK_LEARNING_RATE,
         worker=worker,
@@ -62,8 +62,8 @@ def fit_decoder(
     name: str,
     vae: AutoencoderKL,
     latents_of: LatentsOf,
-    crops: Crops,
-    perceptual: Perceptual,
+    photos: list[Photo],
+    perceptual_weights: Path,
     *,
     batch: int,
     peak_learning_rate: float,
@@ -91,6 +91,8 @@ def fit_decoder(
         optimiser.load_state_dict(state["optimiser"])
         progress.restore(state["progress"])
     copy_to_all(vae.state_dict().values(), worker)
+    perceptual = Perceptual(perceptual_weights)
+    crops = Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES)
 
     while (fraction := progress.fraction()) < 1:
         generator = worker.generator(seed, progress.step)

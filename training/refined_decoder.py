@@ -8,14 +8,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from csd_nerf.scenes.operators import OPERATORS, sketch
+from csd_nerf.scenes.operators import OPERATORS
 from training.assembly import assembled
-from training.decoder import EXTRA_SKETCHES, Pairs, fit_decoder, load_decoder, noisy_latents
+from training.decoder import Pairs, fit_decoder, load_decoder, noisy_latents
 from training.parallel import Worker
 from training.photos import Photo
 from training.progress import Budget
 from training.unet import INSTRUCT
-from training.vae import EDITS, Crops, Perceptual
 
 NAME = "refined-decoder"
 BATCH, EDITED_BY_UNET = 12, 6
@@ -39,8 +38,8 @@ def refine_decoder(
         NAME,
         vae,
         EditedLatents(vae, work, EDITED_BY_UNET // worker.count, worker.device),
-        Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES),
-        Perceptual(perceptual_weights),
+        photos,
+        perceptual_weights,
         batch=BATCH,
         peak_learning_rate=PEAK_LEARNING_RATE,
         worker=worker,

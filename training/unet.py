@@ -61,9 +61,6 @@ TEXT_TO_IMAGE = UnetRecipe(
 )  # fmt: skip
 """Photos most often: they are the source of every comparison. Whatever is no style is called a photo too."""
 
-LARGEST_WEIGHT, WEIGHT_POWER = 12.0, 0.6
-"""Loss weight min(abar^-0.6, 12): large edits are decided at high t, where plain epsilon loss says little."""
-
 
 def new_unet(recipe: UnetRecipe) -> UNet2DConditionModel:
     """The untrained denoiser, 5.3 M parameters."""
