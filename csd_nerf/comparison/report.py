@@ -22,10 +22,13 @@ from csd_nerf.pages import (
     picture,
     slider,
     table_row,
+    tables,
     versions,
     view_buttons,
+    wrapped,
 )
 
+TITLE = "Which edit is better?"
 PACKAGES = ("csd-nerf", "nerfstudio", "torch", "diffusers", "transformers", "torchmetrics")
 FOLLOWS = ("psnr_to_known_edit", "clip_directional_similarity", "clip_text_similarity", "change")
 """Metrics that say how well an edit follows, the first measured of which is plotted against the cost."""
@@ -50,15 +53,17 @@ def write_report(
     stages = [*scene, *(stage for job in jobs for stage in job.stages)]
     page = filled(
         "csd_nerf.comparison",
-        title="Which edit is better?",
+        f"{TITLE} - csd-nerf compare",
+        heading=TITLE,
         intro=_intro(rows, methods, prompts),
         failures=_failures(rows),
         sections="\n".join(_section(file.parent, rows, prompt, colours) for prompt in prompts),
         unavailable=_unavailable(rows),
-        command=command_block("It makes this page, and goes on where it was interrupted", again),
+        command=command_block(
+            "It makes this page, and goes on where it was interrupted", wrapped(shlex.split(again))
+        ),
         commands=html.escape("\n\n".join(shlex.join(stage.command()) for stage in stages)),
-        settings=_settings(rows),
-        versions=versions(PACKAGES),
+        tables=tables({"Settings": _settings(rows), "Made with": versions(PACKAGES)}),
     )
     partial = file.with_name(f".{file.name}")
     partial.write_text(page, encoding="utf8")

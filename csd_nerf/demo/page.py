@@ -25,6 +25,7 @@ from csd_nerf.pages import (
     picture,
     slider,
     table_row,
+    tables,
     versions,
     view_buttons,
     wrapped,
@@ -59,6 +60,7 @@ def write_page(
     write_text(folder / "commands.sh", _script(commands, again))
     page = filled(
         "csd_nerf.demo",
+        f"{settings.prompt} - csd-nerf demo",
         prompt=html.escape(settings.prompt),
         intro=html.escape(_intro(settings)),
         slider=slider(
@@ -73,8 +75,7 @@ def write_page(
         commands="\n".join(command_block(*command) for command in commands),
         next_intro=html.escape(_next_intro(settings)),
         next_commands="\n".join(command_block(*command) for command in _next_commands(settings)),
-        timings=_timings(stages, progress),
-        versions=versions(PACKAGES),
+        tables=tables({"Time taken": _timings(stages, progress), "Made with": versions(PACKAGES)}),
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"

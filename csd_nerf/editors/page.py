@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from csd_nerf.display import minutes
 from csd_nerf.media import to_bytes, whole_file
-from csd_nerf.pages import command_block, data_uri, filled, slider, table_row, versions, wrapped
+from csd_nerf.pages import command_block, data_uri, filled, slider, table_row, tables, versions, wrapped
 from csd_nerf.pages import picture as picture_of
 
 PACKAGES = ("csd-nerf", "torch", "diffusers", "transformers")
@@ -52,17 +52,22 @@ def write_page(
         InputError: the page cannot be written.
     """
     quoted = " ".join(f"<q>{html.escape(prompt)}</q>" for prompt in prompts)
+    made_by = [table_row(name.replace("_", " "), str(value)) for name, value in settings.items()]
     timings = [table_row(title, minutes(took)) for title, took in seconds.items()]
     page = filled(
         "csd_nerf.editors",
-        title=html.escape(" / ".join(prompts)),
+        f"{' / '.join(prompts)} - csd-nerf",
         heading=quoted,
         intro=html.escape(intro),
         slider=slider(before, after),
         command=command_block("It made this page, where it was run", wrapped(command)),
-        settings="\n".join(table_row(name.replace("_", " "), str(value)) for name, value in settings.items()),
-        timings="\n".join(timings),
-        versions=versions(PACKAGES),
+        tables=tables(
+            {
+                "Settings": "\n".join(made_by),
+                "Time taken": "\n".join(timings),
+                "Made with": versions(PACKAGES),
+            }
+        ),
     )
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 CLIP = "openai/clip-vit-large-patch14"
 """ViT-L/14 with OpenAI's pretraining, as Instruct-NeRF2NeRF uses."""
 
@@ -39,4 +41,4 @@ def weights_absent(repository: str, error: Exception) -> Unavailable:
 def first_line(error: Exception) -> str:
     """What an error says, short enough for a table."""
     said = str(error).strip()
-    return said.splitlines()[0][:90] if said else type(error).__name__
+    return textwrap.shorten(said.splitlines()[0], 90, placeholder=" ...") if said else type(error).__name__

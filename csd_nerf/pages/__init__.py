@@ -1,7 +1,8 @@
 """Pages that show results: one HTML file with everything in it, which opens anywhere without a network.
 
-A page is a template (`page.html`) of its own package with the style and script that all pages share, and the
-parts that several of them have: before/after sliders, commands with a button that copies them, tables.
+A page is the frame that all pages share, with style and script, around the content (`page.html`) of its own
+package, which may add to the style (`page.css`). What several pages have is here, too: before/after sliders,
+commands with a button that copies them, tables.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import html
 import importlib.metadata
 import platform
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -21,17 +22,22 @@ LINE_LENGTH = 84
 SLIDER_LABEL = "Share of the picture that shows what was there before the edit, in percent"
 
 
-def filled(package: str, **values: object) -> str:
+def filled(package: str, title: str, **values: object) -> str:
     """A page from the template of a package.
 
     Args:
-        package: that has a `page.html` with `$style`, `$script` and a `$name` for each of the values.
+        package: that has a `page.html` with a `$name` for each of the values, and perhaps a `page.css`.
+        title: of the window.
         values: HTML.
     """
-    template = files(package).joinpath("page.html").read_text(encoding="utf8")
-    shared = files("csd_nerf.pages")
-    style, script = (shared.joinpath(name).read_text(encoding="utf8") for name in ("style.css", "script.js"))
-    return Template(template).substitute(values, style=style, script=script)
+    own, shared = files(package), files("csd_nerf.pages")
+    content = Template(own.joinpath("page.html").read_text(encoding="utf8")).substitute(values)
+    style = shared.joinpath("style.css").read_text(encoding="utf8")
+    if own.joinpath("page.css").is_file():
+        style += own.joinpath("page.css").read_text(encoding="utf8")
+    script = shared.joinpath("script.js").read_text(encoding="utf8")
+    frame = Template(shared.joinpath("frame.html").read_text(encoding="utf8"))
+    return frame.substitute(title=html.escape(title), style=style, content=content, script=script)
 
 
 def embedded(file: Path) -> str:
@@ -112,6 +118,19 @@ def command_block(title: str, command: str) -> str:
 def table_row(name: str, value: str) -> str:
     """A row of a table of two columns."""
     return f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+
+
+def tables(sections: Mapping[str, str]) -> str:
+    """The tables at the foot of a page, side by side where there is room.
+
+    Args:
+        sections: rows of each (`table_row`) by its heading.
+    """
+    each = (
+        f"<section>\n<h2>{html.escape(heading)}</h2>\n<table>\n{rows}\n</table>\n</section>"
+        for heading, rows in sections.items()
+    )
+    return '<div class="tables">\n{}\n</div>'.format("\n".join(each))
 
 
 def versions(packages: Iterable[str]) -> str:
