@@ -11,7 +11,6 @@ known_edits.json with the commit that made them; `--docs` writes them as a table
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from csd_nerf.comparison.command import Compare  # noqa: E402
 from csd_nerf.errors import InputError, exit_on_input_error  # noqa: E402
+from csd_nerf.files import write_text  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION, TINTS  # noqa: E402
 
 BEGIN, END = "<!-- known-edits: begin -->", "<!-- known-edits: end -->"
@@ -104,9 +104,9 @@ def main(options: Options) -> None:
             found = json.loads(file.read_text(encoding="utf8"))
             results["scenes"][name] = {"command": found["command"], "summary": found["summary"]}
     options.out.mkdir(parents=True, exist_ok=True)
-    write(options.out / "known_edits.json", json.dumps(results, indent=1) + "\n")
+    write_text(options.out / "known_edits.json", json.dumps(results, indent=1) + "\n")
     if options.docs is not None:
-        write(options.docs, with_table(options.docs.read_text(encoding="utf8"), table(results)))
+        write_text(options.docs, with_table(options.docs.read_text(encoding="utf8"), table(results)))
     print(table(results))
     if failed:
         raise SystemExit(1)
@@ -181,13 +181,6 @@ def with_table(text: str, lines: str) -> str:
             hint="add both lines where the table is to be",
         )
     return f"{text[: text.index(BEGIN)]}{BEGIN}\n{lines}\n{text[text.index(END) :]}"
-
-
-def write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(text, encoding="utf8")
-    os.replace(partial, file)
 
 
 if __name__ == "__main__":

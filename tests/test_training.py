@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from csd_nerf.scenes.operators import OPERATORS, TINTS, identity  # noqa: E402
-from training import decoder, denoising, depth, refined_decoder, text, unet  # noqa: E402
+from training import decoder, denoising, depth, refined_decoder, text, unet, vae  # noqa: E402
 from training.latents import read_latents, write_latents  # noqa: E402
 from training.parallel import Worker  # noqa: E402
 from training.photos import HELD_OUT_OBJECTS, HELD_OUT_SCENES, Photo, object_of, training_photos  # noqa: E402
@@ -129,6 +129,23 @@ class KilledWorker(Worker):
         if step == 2:
             raise Killed
         return super().generator(seed, step)
+
+
+def test_a_killed_autoencoder_ends_where_an_unbroken_one_does(
+    alexnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.progress.SAVE_SECONDS", 0)
+    monkeypatch.setattr(vae, "BATCH", 2)
+    results = []
+    for name, workers in (("unbroken", (WORKER,)), ("broken", (KilledWorker(0, 1, WORKER.device), WORKER))):
+        work = tmp_path / name
+        work.mkdir()
+        for worker in workers:
+            with pytest.raises(Killed) if isinstance(worker, KilledWorker) else nullcontext():
+                vae.train_vae(worker, some_photos(), alexnet, work, Budget(steps=4), 0)
+        results.append(vae.load_vae(work, WORKER.device).state_dict())
+    for weight, wanted in results[0].items():
+        torch.testing.assert_close(results[1][weight], wanted)
 
 
 def test_a_decoder_is_refined_on_the_unets_edits_and_its_encoder_stays(

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from csd_nerf.scenes.operators import sketch
-from training.parallel import Worker, copy_to_all
+from training.fitting import fit
+from training.parallel import Worker
 from training.photos import Photo
-from training.progress import Budget, Progress, learning_rate, save_whole
-from training.vae import EDITS, Crops, Edit, Perceptual, load_vae
+from training.progress import Budget, save_whole
+from training.vae import EDITS, Crops, Edit, Perceptual, load_vae, quality
 
 BATCH = 16
 EXTRA_SKETCHES = 4
@@ -79,27 +79,15 @@ def fit_decoder(
         batch: crops a step, of all processes together.
     """
     trained = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-    parameters = list(trained.parameters())
     optimiser = torch.optim.AdamW(
-        parameters, lr=peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+        trained.parameters(), lr=peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
-    progress = Progress(budget, worker)
-    checkpoint = work / f"{name}-checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=worker.device, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        optimiser.load_state_dict(state["optimiser"])
-        progress.restore(state["progress"])
-    copy_to_all(vae.state_dict().values(), worker)
     perceptual = Perceptual(perceptual_weights)
     crops = Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES)
 
-    while (fraction := progress.fraction()) < 1:
-        generator = worker.generator(seed, progress.step)
+    def loss_of(fraction: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pairs = crops.pairs(batch // worker.count, generator)
         images = torch.stack([edit(crop) for crop, edit in pairs]).to(worker.device)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(fraction, progress.step, peak_learning_rate)
         with torch.autocast(worker.device.type, torch.bfloat16):
             latents = latents_of(pairs, images, generator)
             decoded = vae.decode(latents).sample.float() / 2 + 0.5
@@ -108,25 +96,11 @@ def fit_decoder(
         edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
         pixels = difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean()
         loss = pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        worker.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        progress.step += 1
-        if worker.leads and progress.step % 50 == 0:
-            quality = -10 * torch.log10(F.mse_loss(decoded.clamp(0, 1), images)).item()
-            print(
-                f"{name} step {progress.step} {progress.seconds:.0f} s: "
-                f"loss {loss.item():.4f} psnr {quality:.2f}",
-                flush=True,
-            )
-        if progress.save_is_due():
-            state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict()}
-            save_whole(state | {"progress": progress.state()}, checkpoint)
+        return loss, {"psnr": quality(decoded, images)}
 
+    progress = fit(name, {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed)
     if worker.leads:
-        save_whole({"vae": vae.state_dict(), "progress": progress.state()}, work / f"{name}.pt")
+        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / f"{name}.pt")
     worker.wait()
 
 

@@ -11,8 +11,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from training.parallel import Worker, copy_to_all
-from training.progress import Budget, Progress, learning_rate, save_whole
+from training.fitting import fit
+from training.parallel import Worker
+from training.progress import Budget, Progress, save_whole
 
 BATCH = 32
 EMA_DECAY = 0.998
@@ -77,25 +78,13 @@ def train_denoiser(
 
     Every ten minutes the averaged weights so far are written too, and `snapshot()` called.
     """
-    parameters = list(model.parameters())
-    average = [parameter.detach().clone() for parameter in parameters]
-    optimiser = torch.optim.AdamW(parameters, lr=peak_learning_rate, weight_decay=0.01, fused=True)
-    progress = Progress(budget, worker)
-    checkpoint = work / f"{name}-checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=worker.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average = state["average"]
-        optimiser.load_state_dict(state["optimiser"])
-        progress.restore(state["progress"])
-    copy_to_all([*model.state_dict().values(), *average], worker)
+    average = Average(list(model.parameters()))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=peak_learning_rate, weight_decay=0.01, fused=True)
     kept = new_scheduler().alphas_cumprod
     weights = (kept**-WEIGHT_POWER).clamp(max=LARGEST_WEIGHT)
     last_snapshot = time.monotonic()
-    running = 0.0
 
-    while (fraction := progress.fraction()) < 1:
-        generator = worker.generator(seed + 1, progress.step)
+    def loss_of(fraction: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         window = next(size for end, size in WINDOWS if fraction < end)
         batch = draw(BATCH // worker.count, window, generator)
         times = torch.randint(len(kept), (len(batch.targets),), generator=generator)
@@ -105,39 +94,58 @@ def train_denoiser(
             (1 - kept[times]).sqrt().reshape(-1, 1, 1, 1),
         )
         inputs = (signal * batch.targets + spread * noise, times, batch.shown, batch.text)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(fraction, progress.step, peak_learning_rate)
         with torch.autocast(worker.device.type, torch.bfloat16):
             predicted = predict(*(part.to(worker.device) for part in inputs))
         errors = ((predicted.float() - noise.to(worker.device)) ** 2).mean((1, 2, 3))
-        loss = (errors * weights[times].to(worker.device)).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        worker.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        progress.step += 1
-        decay = min(EMA_DECAY, (1 + progress.step) / (10 + progress.step))
-        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)
-        running += loss.item()
-        if worker.leads and progress.step % 50 == 0:
-            print(
-                f"{name} step {progress.step} {progress.seconds:.0f} s: "
-                f"window {window} loss {running / 50:.4f}",
-                flush=True,
-            )
-            running = 0.0
-        if progress.save_is_due():
-            state = {"model": model.state_dict(), "average": average, "optimiser": optimiser.state_dict()}
-            save_whole(state | {"progress": progress.state()}, checkpoint)
+        return (errors * weights[times].to(worker.device)).mean(), {"window": window}
+
+    def after_step(progress: Progress) -> None:
+        nonlocal last_snapshot
+        average.update(progress.step)
         if worker.leads and time.monotonic() - last_snapshot > SNAPSHOT_SECONDS:
             last_snapshot = time.monotonic()
-            _write_average(average, progress, work / f"{name}.pt")
+            write(progress)
             snapshot()
 
+    def write(progress: Progress) -> None:
+        state = {"average": average.state_dict(), "progress": progress.state_dict()}
+        save_whole(state, work / f"{name}.pt")
+
+    progress = fit(
+        name,
+        {"model": model, "average": average},
+        optimiser,
+        loss_of,
+        worker=worker,
+        work=work,
+        budget=budget,
+        seed=seed + 1,
+        after_step=after_step,
+    )
     if worker.leads:
-        _write_average(average, progress, work / f"{name}.pt")
+        write(progress)
     worker.wait()
+
+
+class Average:
+    """The exponential moving average of some parameters; young ones forget faster."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._values = [parameter.detach().clone() for parameter in parameters]
+
+    def update(self, steps: int) -> None:
+        """Take in the parameters after so many steps."""
+        decay = min(EMA_DECAY, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(self._values, [parameter.detach() for parameter in self._parameters], 1 - decay)
+
+    def state_dict(self) -> list[Tensor]:
+        """The average of each parameter, in their order."""
+        return self._values
+
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        """Go on from a checkpoint."""
+        self._values = state
 
 
 def load_average(model: nn.Module, name: str, work: Path) -> None:
@@ -146,7 +154,3 @@ def load_average(model: nn.Module, name: str, work: Path) -> None:
     for parameter, value in zip(model.parameters(), average, strict=True):
         parameter.data.copy_(value)
     model.eval().requires_grad_(False)
-
-
-def _write_average(average: list[Tensor], progress: Progress, file: Path) -> None:
-    save_whole({"average": average, "progress": progress.state()}, file)

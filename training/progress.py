@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from csd_nerf.files import whole_file
 from training.parallel import Worker
 
 SAVE_SECONDS = 180
@@ -53,10 +53,12 @@ class Progress:
         self._saved = time.monotonic()
         return True
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
         return {"step": self.step, "seconds": self.seconds}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
         self.step = state["step"]
         self._earlier_seconds = state["seconds"]
 
@@ -69,6 +71,5 @@ def learning_rate(fraction: float, step: int, peak: float, warmup_steps: int = 1
 
 def save_whole(data: object, path: Path) -> None:
     """`torch.save` that never leaves half a file behind."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(data, partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        torch.save(data, partial)

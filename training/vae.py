@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csd_nerf.scenes.operators import OPERATORS, TINTS, identity
-from training.parallel import Worker, copy_to_all
+from training.fitting import fit
+from training.parallel import Worker
 from training.photos import Photo, resized
-from training.progress import Budget, Progress, learning_rate, save_whole
+from training.progress import Budget, save_whole
 
 CROP = 64
 BATCH = 16
@@ -121,26 +122,14 @@ def train_vae(
     """Train, then write `work/vae.pt`; goes on from `work/vae-checkpoint.pt` where there is one."""
     torch.manual_seed(seed)
     vae = new_vae().to(worker.device)
-    parameters = list(vae.parameters())
     optimiser = torch.optim.AdamW(
-        parameters, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+        vae.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
-    progress = Progress(budget, worker)
-    checkpoint = work / "vae-checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=worker.device, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        optimiser.load_state_dict(state["optimiser"])
-        progress.restore(state["progress"])
-    copy_to_all(vae.state_dict().values(), worker)
     perceptual = Perceptual(perceptual_weights)
     crops = Crops(photos)
 
-    while (fraction := progress.fraction()) < 1:
-        generator = worker.generator(seed, progress.step)
+    def loss_of(fraction: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         images = crops.draw(BATCH // worker.count, generator).to(worker.device)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(fraction, progress.step, PEAK_LEARNING_RATE)
         with torch.autocast(worker.device.type, torch.bfloat16):
             posterior = vae.encode(images * 2 - 1).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(worker.device)
@@ -153,31 +142,21 @@ def train_vae(
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
         loss = pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived + KL_WEIGHT * divergence
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        worker.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        progress.step += 1
-        if worker.leads and progress.step % 50 == 0:
-            quality = -10 * torch.log10(F.mse_loss(decoded.clamp(0, 1), images)).item()
-            print(
-                f"vae step {progress.step} {progress.seconds:.0f} s: loss {loss.item():.4f} "
-                f"pixels {pixels.item():.4f} perceived {perceived.item():.3f} psnr {quality:.2f}",
-                flush=True,
-            )
-        if progress.save_is_due():
-            state = {
-                "vae": vae.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "progress": progress.state(),
-            }
-            save_whole(state, checkpoint)
+        return loss, {"pixels": pixels, "perceived": perceived, "psnr": quality(decoded, images)}
 
+    progress = fit(
+        "vae", {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed
+    )
     if worker.leads:
         normalise_latents(vae, crops.draw(512, worker.generator(seed, -1)).to(worker.device))
-        save_whole({"vae": vae.state_dict(), "progress": progress.state()}, work / "vae.pt")
+        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / "vae.pt")
     worker.wait()
+
+
+@torch.no_grad()
+def quality(decoded: Tensor, images: Tensor) -> Tensor:
+    """PSNR in dB."""
+    return -10 * torch.log10(F.mse_loss(decoded.clamp(0, 1), images))
 
 
 @torch.no_grad()

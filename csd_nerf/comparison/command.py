@@ -139,7 +139,7 @@ class Compare:
     def _write(self, scene: list[Stage], jobs: list[Job], failures: dict[int, str]) -> None:
         from csd_nerf.comparison.report import write_report
         from csd_nerf.comparison.results import as_csv, as_json, rows_of
-        from csd_nerf.demo.settings import write_text
+        from csd_nerf.files import write_text
 
         rows = rows_of(jobs, failures)
         write_text(self.output / "results.csv", as_csv(rows))

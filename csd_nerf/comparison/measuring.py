@@ -172,7 +172,8 @@ def _save_views(images: "Tensor", folder: Path, name: str) -> None:
     from PIL import Image
 
     from csd_nerf.comparison.jobs import PICTURES_SHOWN
-    from csd_nerf.media import to_bytes, whole_file
+    from csd_nerf.files import whole_file
+    from csd_nerf.media import to_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
     chosen = torch.linspace(0, len(images) - 1, min(PICTURES_SHOWN, len(images))).round().long()

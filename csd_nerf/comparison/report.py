@@ -15,6 +15,7 @@ from csd_nerf.comparison.settings import Budget
 from csd_nerf.demo.stages import Stage
 from csd_nerf.display import minutes
 from csd_nerf.evaluation.table import ARROWS, decimals, number
+from csd_nerf.files import write_text
 from csd_nerf.pages import (
     command_block,
     embedded,
@@ -65,9 +66,7 @@ def write_report(
         commands=html.escape("\n\n".join(shlex.join(stage.command()) for stage in stages)),
         tables=tables({"Settings": _settings(rows), "Made with": versions(PACKAGES)}),
     )
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(page, encoding="utf8")
-    partial.replace(file)
+    write_text(file, page)
 
 
 def _intro(rows: Sequence[Row], methods: Sequence[str], prompts: Sequence[str]) -> str:

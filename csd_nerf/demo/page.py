@@ -14,9 +14,10 @@ from typing import Any
 from PIL import Image
 
 from csd_nerf.demo.pictures import FACTS
-from csd_nerf.demo.settings import Progress, Settings, write_text
+from csd_nerf.demo.settings import Progress, Settings
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, Stage
 from csd_nerf.display import minutes
+from csd_nerf.files import write_text
 from csd_nerf.pages import (
     command_block,
     data_uri,

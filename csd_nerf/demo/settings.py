@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csd_nerf.errors import InputError
+from csd_nerf.files import write_text
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,6 @@ def _different(
 def option(name: str) -> str:
     """How a setting is written on the command line."""
     return f"--{name.replace('_', '-')}"
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never half of it."""
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(text, encoding="utf8")
-    os.replace(partial, file)
 
 
 @dataclass

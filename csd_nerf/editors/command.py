@@ -66,7 +66,8 @@ class PictureCommand(EditCommand, PictureSettings):
         Raises:
             InputError: it cannot.
         """
-        from csd_nerf.media import check_output, check_picture_output
+        from csd_nerf.files import check_output
+        from csd_nerf.media import check_picture_output
 
         self.check_paths()
         check_picture_output(self.output, force=self.force, size=size)

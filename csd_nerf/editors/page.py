@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from csd_nerf.display import minutes
-from csd_nerf.media import to_bytes, whole_file
+from csd_nerf.files import write_text
+from csd_nerf.media import to_bytes
 from csd_nerf.pages import command_block, data_uri, filled, slider, table_row, tables, versions, wrapped
 from csd_nerf.pages import picture as picture_of
 
@@ -69,8 +70,7 @@ def write_page(
             }
         ),
     )
-    with whole_file(path) as partial:
-        partial.write_text(page, encoding="utf8")
+    write_text(path, page)
 
 
 def picture_element(picture: Float[Tensor, "3 h w"], role: str) -> str:

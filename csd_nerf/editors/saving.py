@@ -17,7 +17,7 @@ from torch import Tensor
 from csd_nerf.display import Display
 from csd_nerf.editors.observer import Observer, Work
 from csd_nerf.errors import InputError
-from csd_nerf.media import whole_file
+from csd_nerf.files import whole_file
 
 SECONDS_BETWEEN_SAVES = 10.0
 """So much work an interruption may cost."""

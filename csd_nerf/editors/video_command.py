@@ -94,7 +94,8 @@ class Video(EditCommand, VideoSettings):
         Raises:
             InputError: it cannot.
         """
-        from csd_nerf.media import check_clip_output, check_output
+        from csd_nerf.files import check_output
+        from csd_nerf.media import check_clip_output
 
         self.check_paths()
         check_clip_output(self.output, force=self.force)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from csd_nerf.files import write_text
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -130,11 +131,13 @@ class Evaluation:
         }
 
     def write(self, file: Path) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write it as JSON, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written there.
+        """
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}")
-        partial.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf8")
-        os.replace(partial, file)
+        write_text(file, json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n")
 
 
 def _without_name(entry: Figure | Missing) -> dict[str, Any]:

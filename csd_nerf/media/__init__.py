@@ -1,7 +1,6 @@
 """Pictures and clips: read with what belongs to them, written whole or not at all."""
 
 from csd_nerf.media.clips import Clip, read_clip
-from csd_nerf.media.files import check_output, whole_file
 from csd_nerf.media.pictures import (
     PICTURE_SUFFIXES,
     Picture,
@@ -20,10 +19,8 @@ __all__ = [
     "write_clip",
     "PICTURE_SUFFIXES",
     "Picture",
-    "check_output",
     "check_picture_output",
     "read_picture",
     "to_bytes",
-    "whole_file",
     "write_picture",
 ]

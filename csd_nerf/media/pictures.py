@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from csd_nerf.errors import InputError
-from csd_nerf.media.files import check_output, whole_file
+from csd_nerf.files import check_output, whole_file
 
 log = logging.getLogger(__name__)
 

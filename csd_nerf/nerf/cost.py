@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from csd_nerf.files import write_text
 
 FILE = "cost.json"
 
@@ -77,10 +78,12 @@ class CostMeter:
 
 
 def write_cost(folder: Path, cost: Cost) -> None:
-    """Write `cost.json` into a run folder, whole or not at all."""
-    partial = folder / f".{FILE}"
-    partial.write_text(json.dumps(dataclasses.asdict(cost), indent=1) + "\n", encoding="utf8")
-    os.replace(partial, folder / FILE)
+    """Write `cost.json` into a run folder, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    write_text(folder / FILE, json.dumps(dataclasses.asdict(cost), indent=1) + "\n")
 
 
 def read_cost(folder: Path) -> Cost | None:

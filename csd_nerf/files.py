@@ -88,8 +88,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         InputError: the file system refuses, as it does when the disk is full.
 
     Example:
-        >>> with whole_file(Path("night.json")) as partial:     # doctest: +SKIP
-        ...     partial.write_text("{}")
+        >>> with whole_file(Path("night.jpg")) as partial:     # doctest: +SKIP
+        ...     picture.save(partial, "JPEG")
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -101,6 +101,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise _not_writable(path, error) from error
     finally:
         remove(partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all.
+
+    Raises:
+        InputError: the file system refuses.
+    """
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf8")
 
 
 def remove(path: Path) -> None:
