@@ -29,13 +29,22 @@ from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION, TINTS  # noqa
 
 BEGIN, END = "<!-- known-edits: begin -->", "<!-- known-edits: end -->"
 GAIN, HUES = "psnr_to_known_edit", "hue_deviation"
-OTHERS = ("reprojection_change_error_short", "reprojection_change_error_long", "edge_correlation")
+OTHERS = {
+    "LPIPS": ("lpips_to_known_edit", ".2f"),
+    "change error, 8°": ("reprojection_change_error_short", ".3f"),
+    "30°": ("reprojection_change_error_long", ".3f"),
+    "change": ("change", ".2f"),
+    "structure": ("edge_correlation", ".2f"),
+}
+"""Metric and format of the columns between gain and hue spread."""
 CAPTION = f"""\
 Gain: PSNR of the evaluation renders towards the right answer, less that of the scene before the edit.
 "{TINT_INSTRUCTION}" has {len(TINTS)} right answers ({", ".join(TINTS)}): the one counts,
-before and after, that all evaluation views of an edit together are nearest to. Change error: how differently
-two views 8 or 30 degrees apart change a point. Structure: how well edges stay where they were
-(`edge_correlation`). Hue spread, in degrees: of the views of one edit, where several hues are right.
+before and after, that all evaluation views of an edit together are nearest to. LPIPS: distance to the right
+answer. Change error: how differently two views 8 or 30 degrees apart change a point; little change has little
+of it for free, so see the change beside it, the mean absolute difference to the scene before. Structure: how
+well edges stay where they were (`edge_correlation`). Hue spread, in degrees: of the views of one edit, where
+several hues are right.
 """
 
 
@@ -142,18 +151,17 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"At commit `{results['commit']}`; mean ± standard deviation over the seeds, at the last budget.",
         CAPTION,
-        "| scene | instruction | method | gain (dB) | change error, 8° | 30° | structure | hue spread |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| scene | instruction | method | gain (dB) | {' | '.join(OTHERS)} | hue spread |",
+        f"|---|---|---|---|{'---|' * len(OTHERS)}---|",
     ]
-    for scene, found in results["scenes"].items():
-        for prompt, metrics in found["summary"].items():
+    for scene, compared in results["scenes"].items():
+        for prompt, metrics in compared["summary"].items():
             for method, known in metrics.get(GAIN, {}).get("methods", {}).items():
-                others = [metrics.get(name, {}).get("methods", {}).get(method) for name in OTHERS]
-                hues = metrics.get(HUES, {}).get("methods", {}).get(method)
+                found = {name: metric["methods"].get(method) for name, metric in metrics.items()}
                 cells = [
                     cell(known["gain"], ".1f", "+"),
-                    *(cell(other, ".3f") for other in others),
-                    cell(hues if prompt == TINT_INSTRUCTION else None, ".1f"),
+                    *(cell(found.get(name), form) for name, form in OTHERS.values()),
+                    cell(found.get(HUES), ".1f") if prompt == TINT_INSTRUCTION else "",
                 ]
                 lines.append(f"| {scene} | {prompt} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -396,9 +396,9 @@ def test_the_table_of_known_edits_replaces_the_one_before() -> None:
     lines = known_edits["table"]({"commit": "abc", "scenes": {"bear": {"summary": summary}}})
     # The right answer that an edit is nearest to, and with it how near the scene was before, is another with
     # another seed: the gain is of each edit by itself.
-    assert "| bear | p | csd-edit | +14.0 ± 1.4 |  |  |  |  |" in lines
-    assert "| bear | p | per-view | +14.0 |  |  |  |  |" in lines
-    assert f"| bear | {TINT_INSTRUCTION} | per-view | +14.0 |  |  |  | 61.2 |" in lines
+    assert "| bear | p | csd-edit | +14.0 ± 1.4 |  |  |  |  |  |  |" in lines
+    assert "| bear | p | per-view | +14.0 |  |  |  |  |  |  |" in lines
+    assert f"| bear | {TINT_INSTRUCTION} | per-view | +14.0 |  |  |  |  |  | 61.2 |" in lines
     assert "has 4 right answers (" in lines
     text = f"# Results\n{known_edits['BEGIN']}\nold\n{known_edits['END']}\nmore\n"
     assert known_edits["with_table"](text, "new") == text.replace("old", "new")
