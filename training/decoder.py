@@ -14,12 +14,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from csd_nerf.evaluation.pixels import psnr
 from csd_nerf.scenes.operators import sketch
 from training.fitting import fit
 from training.parallel import Worker
 from training.photos import Photo
 from training.progress import Budget, save_whole
-from training.vae import EDITS, Crops, Edit, Perceptual, load_vae, quality
+from training.vae import EDITS, Crops, Edit, Perceptual, load_vae
 
 BATCH = 16
 EXTRA_SKETCHES = 4
@@ -96,7 +97,7 @@ def fit_decoder(
         edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
         pixels = difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean()
         loss = pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived
-        return loss, {"psnr": quality(decoded, images)}
+        return loss, {"psnr": psnr(decoded.detach().clamp(0, 1), images).mean()}
 
     progress = fit(name, {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed)
     if worker.leads:

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from csd_nerf.evaluation.pixels import psnr
 from csd_nerf.scenes.operators import OPERATORS, TINTS, identity
 from training.fitting import fit
 from training.parallel import Worker
@@ -142,7 +143,11 @@ def train_vae(
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
         loss = pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived + KL_WEIGHT * divergence
-        return loss, {"pixels": pixels, "perceived": perceived, "psnr": quality(decoded, images)}
+        return loss, {
+            "pixels": pixels,
+            "perceived": perceived,
+            "psnr": psnr(decoded.detach().clamp(0, 1), images).mean(),
+        }
 
     progress = fit(
         "vae", {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed
@@ -151,12 +156,6 @@ def train_vae(
         normalise_latents(vae, crops.draw(512, worker.generator(seed, -1)).to(worker.device))
         save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / "vae.pt")
     worker.wait()
-
-
-@torch.no_grad()
-def quality(decoded: Tensor, images: Tensor) -> Tensor:
-    """PSNR in dB."""
-    return -10 * torch.log10(F.mse_loss(decoded.clamp(0, 1), images))
 
 
 @torch.no_grad()
