@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.dataset_pipeline import CsdDatasetPipelineConfig, SampledDatasetPipelineConfig
 from csd_nerf.nerf.methods import METHODS
-from csd_nerf.nerf.pipeline import EditPipelineConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.priors.folder import is_image_conditioned
 from csd_nerf.priors.loading import check_prior
@@ -37,15 +35,12 @@ class Price:
 
     Attributes:
         evaluations: rows through the U-Net that it costs.
-        steps: training steps that it takes.
+        steps: training steps that it takes; None of a method that asks once, of as many views as it can pay,
+            and then trains for its own number of steps.
     """
 
     evaluations: int
-    steps: int
-
-    def steps_for(self, evaluations: int) -> int:
-        """The most steps that cost no more than so many evaluations."""
-        return evaluations // self.evaluations * self.steps
+    steps: int | None
 
 
 def method_config(method: str, recipe: str | None) -> Any:
@@ -67,22 +62,21 @@ def method_config(method: str, recipe: str | None) -> Any:
 def price_of(config: Any) -> Price:
     """What a method costs.
 
-    Score distillation into the field asks for every step: views times the evaluations of the residual and of
-    the structure loss. The methods that replace training pictures ask once in `steps_per_update` steps: for
-    each view of an update the steps of the descent (times as many) or of DDIM (times 3).
+    A round asks about each of its views: in every step of the descent the evaluations of the residual and of
+    the structure loss, or 3 in every step of DDIM. On the published gradient's route every training step is
+    a round of one such step.
 
     Args:
         config: of the method, with the recipe; its prior must be on this machine or a hub id.
     """
     pipeline = config.pipeline
-    if isinstance(pipeline, EditPipelineConfig):
+    if pipeline.route == "gradient":
         return Price(pipeline.particles * _rows(pipeline), 1)
-    if isinstance(pipeline, CsdDatasetPipelineConfig):
-        evaluations = pipeline.views_per_update * pipeline.descent.steps * _rows(pipeline)
-    else:
-        assert isinstance(pipeline, SampledDatasetPipelineConfig), type(pipeline)
-        evaluations = pipeline.views_per_update * pipeline.sampling.steps * 3
-    return Price(evaluations, pipeline.steps_per_update)
+    sampling = pipeline.edit == "sample"
+    a_view = 3 * pipeline.sampling.steps if sampling else pipeline.descent.steps * _rows(pipeline)
+    if not pipeline.fits_per_round:
+        return Price(a_view, None)
+    return Price(pipeline.particles * a_view, pipeline.fits_per_round)
 
 
 def _rows(pipeline: Any) -> int:
@@ -95,25 +89,44 @@ def _rows(pipeline: Any) -> int:
     return structure + (shown_the_picture if shown else text_to_image)
 
 
-def steps_for(method: str, price: Price, evaluations: int) -> int:
-    """Training steps of a method that a budget buys.
+@dataclass(frozen=True)
+class Bought:
+    """How a method spends a budget.
+
+    Attributes:
+        steps: training steps.
+        views: that a method that asks once asks about; None of the others.
+    """
+
+    steps: int
+    views: int | None = None
+
+
+def spend(method: str, config: Any, evaluations: int) -> Bought:
+    """What a method does with a budget.
+
+    Args:
+        method: by name, for the message.
+        config: of it, with the recipe.
+        evaluations: rows through the U-Net that it may cost.
 
     Raises:
         InputError: not even the smallest piece.
     """
-    steps = price.steps_for(evaluations)
-    if steps < 1:
+    price = price_of(config)
+    pieces = evaluations // price.evaluations
+    if pieces < 1:
         raise InputError(
             f"the budget is too small for {method}",
             expected=f"at least {price.evaluations} U-Net evaluations, the smallest piece of its work",
             got=str(evaluations),
-            hint=f"raise --evaluations, leave out {method}, or change the sizes of its updates in a recipe",
+            hint=f"raise --evaluations, leave out {method}, or change the sizes of its rounds in a recipe",
         )
-    return steps
+    if price.steps is None:
+        return Bought(config.max_num_iterations, views=pieces)
+    return Bought(pieces * price.steps)
 
 
 def needs_descriptions(config: Any) -> bool:
     """Whether a method is told what the scene shows before and after, instead of what to change."""
-    return (
-        isinstance(config.pipeline, EditPipelineConfig) and config.pipeline.objective.residual != "csd-edit"
-    )
+    return config.pipeline.distils and config.pipeline.objective.residual != "csd-edit"

@@ -12,8 +12,7 @@ from csd_nerf.comparison.budget import (
     PER_VIEW,
     method_config,
     needs_descriptions,
-    price_of,
-    steps_for,
+    spend,
 )
 from csd_nerf.comparison.command import Compare
 from csd_nerf.comparison.given import check_given, check_scene, known_descriptions
@@ -190,9 +189,8 @@ def _check_method(
         config.pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
     if method == PER_VIEW:
         return
-    price = price_of(config)
     for budget in evaluations:
-        steps_for(method, price, budget)
+        spend(method, config, budget)
     if needs_descriptions(config):
         missing = [entry.prompt for entry in instructions if not entry.description]
         if missing or not source_description:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from csd_nerf.comparison.budget import PER_VIEW, method_config, needs_descriptions, price_of, steps_for
+from csd_nerf.comparison.budget import PER_VIEW, Bought, method_config, needs_descriptions, spend
 from csd_nerf.comparison.settings import Budget, Instruction, Settings
 from csd_nerf.demo import settings as demo
 from csd_nerf.demo.stages import SCENE_RUN, NerfstudioStage, RenderScene, Stage, TrainScene
@@ -196,14 +196,18 @@ def _edit_job(
     measurements: list[tuple[Budget | None, Measurement]] = []
     for budget in measures.budgets:
         timed = budget.unit == "minutes"
+        bought = Bought(STEPS_WITHOUT_END) if timed else spend(method, config, int(budget.amount))
+        # Most methods go on from the smaller budget; one that asks once begins anew with more views.
+        folder_of_run = run if bought.views is None else f"{run}-{budget.folder}"
+        views = [] if bought.views is None else ["--pipeline.particles", str(bought.views)]
         edit = EditRun(
             folder,
             dataclasses.replace(_demo_settings(settings), prompt=instruction.prompt, seed=seed),
             key=f"{run.removeprefix('runs/')}.{budget.folder}.edit".replace("/", "."),
-            run_folder=run,
+            run_folder=folder_of_run,
             method=method,
-            start=tuple(start),
-            steps=STEPS_WITHOUT_END if timed else steps_for(method, price_of(config), int(budget.amount)),
+            start=(*start, *views),
+            steps=bought.steps,
             minutes=budget.amount if timed else None,
         )
         last = budget == measures.budgets[-1]
@@ -212,7 +216,7 @@ def _edit_job(
             settings,
             instruction,
             f"pictures/{run.removeprefix('runs/')}/{budget.folder}",
-            ("--run", run),
+            ("--run", folder_of_run),
             measures.turntable_frames if shown and last else 0,
         )
         stages += [edit, measurement]

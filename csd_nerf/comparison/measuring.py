@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from csd_nerf.evaluation.evaluate import Drawing, Settings
     from csd_nerf.evaluation.figures import Evaluation
-    from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+    from csd_nerf.nerf.edit_pipeline import EditPipeline
 
 JPEG_QUALITY = 85
 FRAMES_PER_SECOND = 8
@@ -111,7 +111,7 @@ class _Edit:
 
     evaluation: "Evaluation"
     drawing: "Drawing"
-    pipeline: "BaseEditPipeline"
+    pipeline: "EditPipeline"
     source: Callable[[], AbstractContextManager[None]]
     finish: Callable[["Tensor"], "Tensor"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csd_nerf.comparison.budget import method_config
 from csd_nerf.evaluation.evaluate import Drawn
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.priors.loading import check_prior
 
@@ -88,7 +88,7 @@ class PerViewEditor:
         ].clamp(0, 1)
 
 
-def open_scene(scene: Path, *, data: Path | None, prompt: str, recipe: str | None) -> BaseEditPipeline:
+def open_scene(scene: Path, *, data: Path | None, prompt: str, recipe: str | None) -> EditPipeline:
     """A trained scene, in a pipeline that draws it; no diffusion model is loaded.
 
     Args:
@@ -104,7 +104,7 @@ def open_scene(scene: Path, *, data: Path | None, prompt: str, recipe: str | Non
     config.load_dir, config.data, config.pipeline.prompt = scene, data, prompt
     config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
     config.check()
-    pipeline: BaseEditPipeline = config.pipeline.setup(
+    pipeline: EditPipeline = config.pipeline.setup(
         device=torch.device(config.machine.device_type), test_mode="test"
     )
     pipeline.model.load_scene(

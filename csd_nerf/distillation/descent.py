@@ -74,6 +74,8 @@ def edit_latents(
     prompt: str,
     descent: DescentConfig,
     source_prompt: str = "",
+    first_step: int = 0,
+    of_steps: int | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[int, Distilled, Tensor], None] | None = None,
 ) -> Float[Tensor, "n c h w"]:
@@ -88,6 +90,8 @@ def edit_latents(
         condition: `prior.condition` of the unedited pictures.
         prompt, source_prompt, generator: see `Objective.gradient`.
         descent: steps and learning rate. With 0 steps the latents come back as they are.
+        first_step, of_steps: where in a longer edit these steps are, for annealed timesteps: the number of the
+            first (0-based), and how many there are in all; None is these alone.
         on_step: called after each step with its number (0-based), its outcome and the latents, for a
             progress display or a record.
 
@@ -114,8 +118,8 @@ def edit_latents(
             condition,
             prompt=prompt,
             source_prompt=source_prompt,
-            step=step,
-            max_steps=descent.steps,
+            step=first_step + step,
+            max_steps=of_steps or descent.steps,
             generator=generator,
         )
         latents = latents - descent.rate(step) * distilled.gradient

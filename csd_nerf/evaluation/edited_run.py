@@ -13,8 +13,8 @@ import torch
 
 import csd_nerf.nerf.methods  # noqa: F401 - lets torch load what checkpoints hold beside tensors
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.rendering import holding
 from csd_nerf.nerf.runs import find_run, read_checkpoint
 from csd_nerf.nerf.trainer import EditTrainerConfig
@@ -38,7 +38,7 @@ class EditedRun:
     checkpoint: Path
     steps: int
     seed: int
-    pipeline: BaseEditPipeline
+    pipeline: EditPipeline
 
 
 def open_edited_run(path: Path) -> EditedRun:
@@ -102,7 +102,7 @@ def source_checkpoint(config: Any) -> Path:
 
 
 @contextmanager
-def source_scene(pipeline: BaseEditPipeline) -> Iterator[None]:
+def source_scene(pipeline: EditPipeline) -> Iterator[None]:
     """Within it, the pipeline holds the scene before the edit.
 
     Raises:

@@ -21,9 +21,8 @@ from csd_nerf.evaluation.renders import render_with_depth
 from csd_nerf.evaluation.reprojection import TOLERANCE, Views
 from csd_nerf.evaluation.viewpoints import Viewpoints, choose_viewpoints
 from csd_nerf.evaluation.weights import CLIP
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.cost import read_cost
-from csd_nerf.nerf.pipeline import EditPipelineConfig
+from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.views import view_size
 from csd_nerf.scenes.operators import answers_to
 
@@ -93,7 +92,7 @@ def evaluate_drawing(run: EditedRun, drawing: Drawing, settings: Settings, say: 
     )
 
 
-def edit_figures(pipeline: BaseEditPipeline) -> dict[str, float]:
+def edit_figures(pipeline: EditPipeline) -> dict[str, float]:
     """The figures of a loaded edit under the usual settings, in the form of nerfstudio's metrics.
 
     What is unavailable is said and left out.
@@ -116,7 +115,7 @@ def edit_figures(pipeline: BaseEditPipeline) -> dict[str, float]:
     return flat | before
 
 
-def draw_edit(pipeline: BaseEditPipeline, settings: Settings, say: Say) -> Drawing:
+def draw_edit(pipeline: EditPipeline, settings: Settings, say: Say) -> Drawing:
     """Draw the edited scene, and the scene it was made from.
 
     Args:
@@ -158,7 +157,7 @@ class EvaluationViews:
         settings: views, size and descriptions.
     """
 
-    def __init__(self, pipeline: BaseEditPipeline, settings: Settings) -> None:
+    def __init__(self, pipeline: EditPipeline, settings: Settings) -> None:
         manager, config = pipeline.datamanager, pipeline.config
         size = view_size(manager.train_dataset.cameras, settings.size or config.picture_size, 1)
         self._pipeline, self._settings, self._size = pipeline, settings, size
@@ -184,7 +183,7 @@ class EvaluationViews:
             photos = manager.eval_photos(self._indices, *self._size).cpu()
             known = nearest_answer(self._answers, photos, before.photographed, after.photographed)
         text, source_text, config = settings.text, settings.source_text, pipeline.config
-        if isinstance(config, EditPipelineConfig) and config.source_prompt:
+        if config.source_prompt:
             text, source_text = text or pipeline.prompt.value, source_text or config.source_prompt
         edit = DrawnEdit(
             before=before.views,

@@ -16,8 +16,8 @@ from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.generated_model import GeneratedModel, GeneratedModelConfig
+from csd_nerf.nerf.gradient_route import losses_through_the_renderer
 from csd_nerf.nerf.orbit_data import OrbitDataManager, OrbitDataManagerConfig
-from csd_nerf.nerf.pipeline import distillation_loss, refuse_non_finite
 from csd_nerf.nerf.prompted import (
     PromptedPipeline,
     PromptedPipelineConfig,
@@ -28,6 +28,7 @@ from csd_nerf.nerf.prompted import (
 from csd_nerf.nerf.rendering import render_views
 from csd_nerf.nerf.viewpoints import SIDES, Viewpoints, view_prompt
 from csd_nerf.nerf.views import check_short_side
+from csd_nerf.seeds import step_seed
 
 
 @dataclass
@@ -59,14 +60,12 @@ class GeneratePipelineConfig(PromptedPipelineConfig):
     rays_per_chunk: int = 16384
     """Rays rendered at a time; bounds the renderer's memory whatever the number of views."""
 
-    memory_options = (
-        "unet-batch-size",
-        "rays-per-chunk",
-        "vae-batch-size",
-        "particles",
-        "fine-render-size",
-        "picture-size",
-    )
+    @property
+    def memory_options(self) -> tuple[str, ...]:
+        return (
+            "unet-batch-size", "rays-per-chunk", "vae-batch-size", "particles", "fine-render-size",
+            "picture-size",
+        )  # fmt: skip
 
     def check(self) -> None:
         """Refuse settings that a step cannot work with.
@@ -166,14 +165,12 @@ class GeneratePipeline(PromptedPipeline):
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """One step of text-to-3D (DreamFusion, 2209.14988; with several views CSD, 2307.04787, section 4).
 
-        The first loss is a surrogate: its value means nothing, its gradient is that of the objective.
-
         Raises:
             NonFiniteResidual: when the prior's answer is not finite.
         """
         running, config = self._begun(), self.config
         # Everything random in this step follows from here, so a resumed run repeats no step differently.
-        torch.manual_seed(running.seed * 1_000_003 + step)
+        torch.manual_seed(step_seed(running.seed, step))
         viewpoints = self.datamanager.random_viewpoints(count=config.particles, seed=running.seed, step=step)
         size = self.render_size_at(step)
         self.datamanager.rays_per_step = config.particles * size**2
@@ -186,29 +183,27 @@ class GeneratePipeline(PromptedPipeline):
             gradient_share=config.gradient_share,
         )
         self._objective.config.text_guidance = float(self.text_guidance.value)
-        with torch.autocast(self.device.type, enabled=False):
-            views.images.register_hook(refuse_non_finite)
-            pictures = functional.interpolate(
-                views.images, (config.prior_size, config.prior_size), mode="bilinear", antialias=True
-            )
-            latents = running.prior.encode(pictures)
-            distilled = self._objective.gradient(
-                latents.detach(),
-                source=latents.detach(),  # looked at by no residual that is allowed here
-                condition=running.prior.condition(pictures.detach()),
-                prompt=self._prompts(viewpoints),
-                step=step,
-                max_steps=running.max_steps,
-            )
-        model = self.model.config
-        losses = {
-            "distillation": distillation_loss(distilled.gradient, latents),
-            "sparsity_loss": model.sparsity_loss_mult * self.model.sparsity_loss(views.opacity),
-            "interlevel_loss": model.interlevel_loss_mult * views.interlevel,
-            "distortion_loss": model.distortion_loss_mult * views.distortion,
-        }
-        metrics = {name: torch.tensor(float(value)) for name, value in distilled.statistics.items()}
-        return {}, losses, {**metrics, "opacity": views.opacity.detach().mean()}
+        pictures = functional.interpolate(
+            views.images.float(), (config.prior_size, config.prior_size), mode="bilinear", antialias=True
+        )
+        losses, statistics = losses_through_the_renderer(
+            self.model,
+            self._objective,
+            views,
+            pictures,
+            source=torch.empty(0),  # looked at by no residual that is allowed here
+            condition=running.prior.condition(pictures.detach()),
+            prompt=self._prompts(viewpoints),
+            step=step,
+            max_steps=running.max_steps,
+        )
+        sparsity = self.model.config.sparsity_loss_mult * self.model.sparsity_loss(views.opacity)
+        metrics = {name: torch.tensor(float(value)) for name, value in statistics.items()}
+        return (
+            {},
+            {**losses, "sparsity_loss": sparsity},
+            {**metrics, "opacity": views.opacity.detach().mean()},
+        )
 
     def render_size_at(self, step: int) -> int:
         """Side, in pixels, of the views that a step renders."""

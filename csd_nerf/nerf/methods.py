@@ -18,15 +18,15 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 from numpy.core.multiarray import scalar  # type: ignore[attr-defined]
 
+from csd_nerf.distillation.descent import DescentConfig
+from csd_nerf.distillation.objective import ObjectiveConfig
 from csd_nerf.distillation.presets import preset
-from csd_nerf.nerf.base_pipeline import BaseEditPipelineConfig
 from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
-from csd_nerf.nerf.dataset_pipeline import CsdDatasetPipelineConfig, SampledDatasetPipelineConfig
+from csd_nerf.nerf.edit_pipeline import EditPipelineConfig, SamplingConfig
 from csd_nerf.nerf.generate import GeneratePipelineConfig
 from csd_nerf.nerf.generate_trainer import GenerateTrainerConfig
 from csd_nerf.nerf.generated_model import GeneratedModelConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
-from csd_nerf.nerf.pipeline import EditPipelineConfig
 from csd_nerf.nerf.scene_trainer import SceneTrainerConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.recipes import apply_recipe
@@ -122,7 +122,7 @@ csd_nerfacto_tiny = MethodSpecification(
 )
 
 
-def _edit(name: str, description: str, steps: int, pipeline: BaseEditPipelineConfig) -> MethodSpecification:
+def _edit(name: str, description: str, steps: int, pipeline: EditPipelineConfig) -> MethodSpecification:
     """An editing method for a GPU of 24 GB."""
     config = EditTrainerConfig(
         method_name=name,
@@ -133,7 +133,10 @@ def _edit(name: str, description: str, steps: int, pipeline: BaseEditPipelineCon
         max_num_iterations=steps,
         mixed_precision=True,
         pipeline=pipeline,
-        optimizers={"proposal_networks": _adam(1e-2), "fields": _adam(1e-2)},
+        optimizers={
+            "proposal_networks": _adam(1e-2, 1e-3, steps),
+            "fields": _adam(1e-2, 1e-3, steps),
+        },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer+tensorboard",
     )
@@ -198,13 +201,19 @@ csd_edit_dataset = _edit(
     "csd-edit-dataset",
     "CSD-Edit on 16 training pictures at a time, on which the scene trains on, as in the CSD paper.",
     30_000,
-    CsdDatasetPipelineConfig(
+    EditPipelineConfig(
         datamanager=EditDataManagerConfig(
             dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=4096
         ),
         model=_model(),
         prior=INSTRUCT_PIX2PIX,
         steps_per_picture=2000,
+        particles=16,
+        fits_per_round=2000,
+        kept_views=0,
+        objective=ObjectiveConfig(normalize_kernel=False),
+        descent=DescentConfig(),
+        pixel_loss="mse",
     ),
 )
 
@@ -212,13 +221,38 @@ in2n_baseline = _edit(
     "in2n-baseline",
     "Instruct-NeRF2NeRF, to compare with: training pictures edited one by one, each by itself.",
     15_000,
-    SampledDatasetPipelineConfig(
+    EditPipelineConfig(
         datamanager=EditDataManagerConfig(
             dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=16384, patch_size=32
         ),
         model=_model(),
         prior=INSTRUCT_PIX2PIX,
         steps_per_picture=1000,
+        edit="sample",
+        particles=1,
+        fits_per_round=10,
+        kept_views=0,
+        pixel_loss="l1",
+        lpips_weight=1.0,
+    ),
+)
+
+refit_baseline = _edit(
+    "refit-baseline",
+    "Every photo edited once by itself, then the scene fitted to them; what most editors do, to compare with.",
+    10_000,
+    EditPipelineConfig(
+        datamanager=EditDataManagerConfig(
+            dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=4096
+        ),
+        model=_model(),
+        prior=INSTRUCT_PIX2PIX,
+        steps_per_picture=1000,
+        edit="sample",
+        particles=0,
+        fits_per_round=0,
+        kept_views=0,
+        sampling=SamplingConfig(min_timestep=0.98, max_timestep=0.98),
     ),
 )
 
@@ -275,6 +309,7 @@ METHODS = {
         sds_edit,
         csd_edit_dataset,
         in2n_baseline,
+        refit_baseline,
         csd_generate,
     )
 }

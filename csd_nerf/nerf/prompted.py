@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Type  # noqa: UP035 - nerfstudio's `_target`
+from typing import TYPE_CHECKING, Any, Literal, Type  # noqa: UP035 - nerfstudio's `_target`
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -56,8 +56,10 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
     turntable_frames: int = 120
     """Frames of the turntable video written at the end; 0 writes none."""
 
-    memory_options: ClassVar[tuple[str, ...]]
-    """Options of the pipeline that bound memory, in the order in which to turn them down."""
+    @property
+    @abstractmethod
+    def memory_options(self) -> tuple[str, ...]:
+        """Options of the pipeline that bound memory, in the order in which to turn them down."""
 
     def check(self) -> None:
         """Refuse numbers that a step cannot work with.

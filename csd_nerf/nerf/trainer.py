@@ -8,7 +8,7 @@ from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotat
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline, BaseEditPipelineConfig
+from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer, PromptedTrainerConfig
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 
@@ -22,7 +22,7 @@ class EditTrainerConfig(PromptedTrainerConfig):
     """A trained scene (`--load-dir`) and a prompt; steps count from the start of the edit."""
 
     _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
-    pipeline: BaseEditPipelineConfig = field(default_factory=BaseEditPipelineConfig)
+    pipeline: EditPipelineConfig = field(default_factory=EditPipelineConfig)
     """The edit."""
 
     def check(self) -> None:
@@ -52,6 +52,9 @@ class EditTrainerConfig(PromptedTrainerConfig):
 
     def _check_options(self) -> None:
         super()._check_options()
+        for optimizer in self.optimizers.values():
+            if optimizer["scheduler"] is not None:
+                optimizer["scheduler"].max_steps = self.max_num_iterations  # the decay is over the whole edit
         datamanager = self.pipeline.datamanager
         if datamanager.photo_size is not None:
             # The prior is shown the photos: enlarged ones would be a blurred source.
@@ -117,7 +120,7 @@ class EditTrainer(PromptedTrainer):
     """Begins at step 0 of the edit, or where its checkpoint ended."""
 
     config: EditTrainerConfig
-    pipeline: BaseEditPipeline
+    pipeline: EditPipeline
 
     def _load_checkpoint(self) -> None:
         """Begin the edit; continue it when the checkpoint is one of an edit."""

@@ -39,6 +39,7 @@ def edited(scene_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         pipeline__picture_size=32,
         pipeline__picture_views=2,
         pipeline__steps_per_picture=10,
+        pipeline__fits_per_round=5,
         pipeline__turntable_frames=3,
     )
     return run(config)
@@ -68,11 +69,12 @@ def test_the_checkpoint_holds_the_scene_and_nothing_of_the_prior(edited: Any, sc
     assert edit.keys() - {"_extra_state"} == scene.keys()
 
 
-def test_memory_of_a_step_does_not_grow_with_its_views(edit_config: Make) -> None:
+def test_memory_of_a_published_step_does_not_grow_with_its_views(edit_config: Make) -> None:
     """Beyond the views themselves and their rays: 32 x 32 pixels of one view pass 36 samples a ray."""
 
     def peak(particles: int) -> int:
         config = edit_config(
+            pipeline__route="gradient",
             pipeline__particles=particles,
             pipeline__unet_batch_size=5,
             pipeline__vae_batch_size=1,
@@ -131,7 +133,12 @@ def test_registering_the_methods_imports_no_diffusion_library() -> None:
 
 def test_a_killed_edit_resumes_to_the_same_scene(edited: Any, edit_config: Make) -> None:
     """The edit above, stopped at a random step and continued from the newest of its checkpoints."""
-    settings = {"max_num_iterations": 20, "steps_per_save": 7, "pipeline__turntable_frames": 0}
+    settings = {
+        "max_num_iterations": 20,
+        "steps_per_save": 7,
+        "pipeline__turntable_frames": 0,
+        "pipeline__fits_per_round": 5,
+    }
     last_step = random.SystemRandom().randint(8, 19)
     folder = run_until_killed(edit_config(**settings), last_step)
     saved = 14 if last_step > 14 else 7
@@ -163,8 +170,11 @@ def test_the_viewer_controls_act_and_are_saved(edit_config: Make) -> None:
     trainer = run(edit_config(max_num_iterations=2))
     pipeline = trainer.pipeline
     pipeline.prompt.value, pipeline.text_guidance.value = "turn it into a pencil sketch", 3.0
-    pipeline.get_train_loss_dict(2)
-    assert pipeline._objective.config.text_guidance == 3.0
+    asked = []
+    edit = pipeline._edit.edit
+    pipeline._edit.edit = lambda views: asked.append(views) or edit(views)
+    pipeline.get_train_loss_dict(pipeline.config.fits_per_round)  # the next round
+    assert asked[0].guidance.text == 3.0 and asked[0].prompt == "turn it into a pencil sketch"
     assert "turn it into a pencil sketch" in pipeline._edit.prior._embeddings
 
     saved = pipeline.get_extra_state()
@@ -192,7 +202,7 @@ def test_a_residual_that_is_not_finite_skips_its_step(edit_config: Make, monkeyp
         return gradient_of(self, *args, step=step, **kwargs)
 
     monkeypatch.setattr(Objective, "gradient", broken_at_step_one)
-    trainer = run(edit_config(max_num_iterations=3))
+    trainer = run(edit_config(max_num_iterations=3, pipeline__route="gradient"))
     state = next(iter(trainer.optimizers.optimizers["fields"].state.values()))
     assert int(state["step"]) == 2
 
@@ -208,7 +218,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_field(edit_config: Make
             latents.register_hook(lambda gradient: gradient * float("nan"))
         return latents
 
-    trainer = run(edit_config(max_num_iterations=1))
+    trainer = run(edit_config(max_num_iterations=1, pipeline__route="gradient"))
     monkeypatch.setattr(InstructPix2Pix, "encode", overflowing)
     trainer.train_iteration(1)
     assert all(parameter.isfinite().all() for parameter in trainer.pipeline.model.parameters())
@@ -227,7 +237,7 @@ def test_many_of_them_in_a_row_stop_the_edit_with_a_checkpoint(
         return gradient_of(self, *args, step=step, **kwargs)
 
     monkeypatch.setattr(Objective, "gradient", broken_from_step_two)
-    config = edit_config(max_num_iterations=20)
+    config = edit_config(max_num_iterations=20, pipeline__route="gradient")
     with pytest.raises(SystemExit) as stop:
         run(config)
     assert stop.value.code == 1
@@ -247,7 +257,10 @@ def test_running_out_of_memory_names_the_settings_to_turn_down(
     with pytest.raises(SystemExit):
         run(edit_config())
     printed = capsys.readouterr().err
-    assert "memory ran out" in printed and "--pipeline.unet-batch-size, --pipeline.rays-per-chunk" in printed
+    assert (
+        "memory ran out" in printed
+        and "--pipeline.unet-batch-size, --pipeline.datamanager.train-num-rays" in printed
+    )
 
 
 def test_stock_nerfacto_scenes_are_accepted(dataset: Path, tmp_path: Path, edit_config: Make) -> None:

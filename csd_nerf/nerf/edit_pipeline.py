@@ -1,0 +1,621 @@
+"""The edit of a trained scene: its settings, its start, its steps, what a checkpoint keeps, and pictures.
+
+A step is `EditPipeline.get_train_loss_dict`. It goes the way of the loop (`edit_loop`, `edits`), or that of the
+published gradient (`gradient_route`).
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
+
+import torch
+import tyro
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+from csd_nerf.distillation.descent import DescentConfig
+from csd_nerf.distillation.objective import Objective, ObjectiveConfig
+from csd_nerf.distillation.residuals import Guidance, check_fit
+from csd_nerf.distillation.schedule import TimestepRange
+from csd_nerf.errors import InputError
+from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
+from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
+from csd_nerf.nerf.edits import EDITS, Edit, RoundViews
+from csd_nerf.nerf.gradient_route import losses_through_the_renderer
+from csd_nerf.nerf.model import CsdNerfactoModelConfig
+from csd_nerf.nerf.perceptual import PatchLpips
+from csd_nerf.nerf.prompted import (
+    PromptedPipeline,
+    PromptedPipelineConfig,
+    Running,
+    require,
+    require_at_least_one,
+)
+from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
+from csd_nerf.nerf.region_box import BoxControls
+from csd_nerf.nerf.region_hull import Hull
+from csd_nerf.nerf.rendering import holding, render_still, render_views
+from csd_nerf.nerf.source_field import keep_source_field
+from csd_nerf.nerf.targets import Targets, as_bytes
+from csd_nerf.nerf.views import CameraSampler, turntable_cameras, view_size
+from csd_nerf.priors.control import ControlConfig
+from csd_nerf.seeds import step_seed
+
+
+@dataclass
+class SamplingConfig:
+    """How a diffusion model edits a picture by sampling."""
+
+    steps: int = 20
+    """DDIM steps of an edit."""
+    text_guidance: float = 7.5
+    """How strongly the prompt is followed."""
+    image_guidance: float = 1.5
+    """How closely the source picture is kept."""
+    min_timestep: float = 0.02
+    """Least noise that an edit starts from, as a fraction of the prior's schedule; drawn evenly."""
+    max_timestep: float = 0.98
+    """Most noise that an edit starts from, as a fraction of the prior's schedule."""
+
+    @property
+    def start(self) -> TimestepRange:
+        """Where an edit starts.
+
+        Raises:
+            InputError: the bounds are out of order.
+        """
+        return TimestepRange(self.min_timestep, self.max_timestep)
+
+
+@dataclass
+class EditPipelineConfig(PromptedPipelineConfig):
+    """What to change, what proposes the change, how the scene takes it in, and what is left to look at."""
+
+    _target: Type = field(default_factory=lambda: EditPipeline)  # noqa: UP006
+    datamanager: EditDataManagerConfig = field(default_factory=EditDataManagerConfig)
+    """Cameras and photos of the capture. Its train-num-rays-per-batch are the rays of a fit, its patch-size
+    the side of the patches that they are drawn in."""
+    model: CsdNerfactoModelConfig = field(default_factory=CsdNerfactoModelConfig)
+    """The field; sizes follow the run in --load-dir unless given."""
+    prompt: str = ""
+    """What to change, as an instruction: "turn the bear into a polar bear". `--prompt` is the same."""
+    source_prompt: str = ""
+    """What the scene shows now, for a text-to-image prior; the residuals `dds` and `pds` need it."""
+    prior: str = "timbrooks/instruct-pix2pix"
+    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct` or `tiny-sd`, which
+    ship with the package."""
+    control: ControlConfig = field(default_factory=ControlConfig)
+    """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
+    region: RegionConfig = field(default_factory=RegionConfig)
+    """Where to edit; elsewhere the source is shown."""
+    freeze_geometry: bool = False
+    """Edit colours only: densities stay exactly those of the source. Costs a second field."""
+    render_size: int = 512
+    """Short side, in pixels, at which views go through the prior: the size it was trained at."""
+
+    route: Literal["loop", "gradient"] = "loop"
+    """How an edit reaches the scene: loop (views are drawn, edited, and the scene is fitted to them) or
+    gradient (of score distillation, through encoder and renderer, as published; several times the price)."""
+    edit: Literal["descend", "sample"] = "descend"
+    """How the views of a round are edited: descend (together, by --pipeline.objective) or sample (each by
+    itself, by --pipeline.sampling). The route gradient has no rounds and follows the objective."""
+    particles: int = 4
+    """Views that are edited together. They share their scores; more agree better, and cost more. 0 is every
+    training view."""
+    fits_per_round: int = 16
+    """Steps in which the scene is fitted to its targets, from one round of edited views to the next. 0 edits
+    once, at the start."""
+    kept_views: int = 16
+    """How many edited views the scene is fitted to, the newest; 0 is every training view, with its photo for
+    as long as it has not been edited."""
+    detail: int = 1
+    """Rays along each side of a pixel of the prior's views at which these are drawn and fitted. The change comes
+    from the prior at its size, the detail of the targets from the scene at this one."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """How noise predictions become a gradient on the latents of the views."""
+    descent: DescentConfig = field(
+        default_factory=lambda: DescentConfig(steps=2, learning_rate=2.0, decay=1.0)
+    )
+    """How the latents of a round follow the objective."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How a view is edited by `sample`."""
+    pixel_loss: Literal["mse", "l1"] = "l1"
+    """How a fitted pixel is compared with its target: squared or absolute difference."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS between patches of --pipeline.datamanager.patch-size pixels in a fit; 0 does without.
+    Needs torchvision's AlexNet weights (downloaded on first use)."""
+    gradient_share: float = 0.25
+    """Of the route gradient: share of each view's pixels, drawn at random, that sends its gradient back
+    (unbiased). 1 is all."""
+    rays_per_chunk: int = 16384
+    """Of the route gradient: rays rendered at a time; bounds the renderer's memory whatever the number of
+    views."""
+    source_checkpoint: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
+    """Checkpoint of the scene before the edit; recorded from --load-dir."""
+
+    @property
+    def memory_options(self) -> tuple[str, ...]:
+        """Options that bound memory, in the order in which to turn them down."""
+        by_route = "rays-per-chunk" if self.route == "gradient" else "datamanager.train-num-rays-per-batch"
+        return ("unet-batch-size", by_route, "vae-batch-size", "particles", "render-size", "picture-size")
+
+    @property
+    def distils(self) -> bool:
+        """Whether the edit follows the objective, on either route."""
+        return self.route == "gradient" or self.edit == "descend"
+
+    @property
+    def guidance(self) -> ObjectiveConfig | SamplingConfig:
+        """The settings that hold `text_guidance` and `image_guidance`, found under `guidance_option`."""
+        return self.objective if self.distils else self.sampling
+
+    @property
+    def guidance_option(self) -> str:
+        return "--pipeline.objective" if self.distils else "--pipeline.sampling"
+
+    @property
+    def texts(self) -> list[str]:
+        """All that the prior will be asked with, so that an unusable text encoder shows at the start."""
+        return [self.prompt, self.source_prompt, ""]
+
+    @property
+    def size_option(self) -> str:
+        return "render_size"
+
+    def check(self) -> None:
+        super().check()
+        require_at_least_one(self, "render_size", "rays_per_chunk", "detail")
+        for name, meaning in (
+            ("particles", "at least 1, or 0 for every training view"),
+            ("fits_per_round", "at least 1, or 0 to edit once"),
+            ("kept_views", "at least 1, or 0 for every training view"),
+        ):
+            require(getattr(self, name) >= 0, f"pipeline.{name}", meaning, getattr(self, name))
+        share, weight, manager = self.gradient_share, self.lpips_weight, self.datamanager
+        require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
+        require(weight >= 0, "pipeline.lpips_weight", "a number above 0, or 0 for none", weight)
+        for name in ("patch_size", "train_num_rays_per_batch"):
+            value = getattr(manager, name)
+            require(value >= 1, f"pipeline.datamanager.{name}", "at least 1", value)
+        patch = manager.patch_size
+        require(
+            patch <= self.render_size * self.detail,
+            "pipeline.datamanager.patch_size",
+            f"at most the render size, {self.render_size * self.detail}",
+            patch,
+        )
+        if weight:
+            require(patch >= 32, "pipeline.datamanager.patch_size", "at least 32, for LPIPS", patch)
+        self.region.check()
+        if self.distils:
+            self.objective.check(particles=self.particles or 1000, source_prompt=self.source_prompt)
+            self.descent.check("--pipeline.descent.")
+        else:
+            require(self.sampling.steps >= 1, "pipeline.sampling.steps", "at least 1", self.sampling.steps)
+            _ = self.sampling.start
+
+    def check_prior(self, *, image_conditioned: bool) -> None:
+        if self.distils:
+            check_fit(self.objective.residual, image_conditioned=image_conditioned)
+        elif not image_conditioned:
+            raise InputError(
+                "an edit by sampling cannot ask a text-to-image model",
+                expected="a prior that is shown the source and told what to change, an InstructPix2Pix",
+                got="a prior whose U-Net takes the noisy latents alone, as of a text-to-image model",
+                hint="use timbrooks/instruct-pix2pix or tiny-instruct",
+            )
+
+
+class EditPipeline(PromptedPipeline):
+    """Edits a trained nerfacto scene with a frozen diffusion model."""
+
+    config: EditPipelineConfig
+    datamanager: EditDataManager
+    viewer_settings = ("prompt", "text_guidance", "image_guidance")
+
+    def __init__(self, config: EditPipelineConfig, device: str, **options: Any) -> None:
+        # First: the parent asks `_configured`, which tells of the box.
+        self._box = BoxControls(config.region.box()) if config.region.source == "box" else None
+        self._hull = Hull() if config.region.source == "masks" else None
+        self._where = self._box or self._hull
+        super().__init__(config, device, **options)
+        if self._keeps_source:
+            inside = self._where.contains if self._where else None
+            keep_source_field(self.model, inside=inside, geometry=config.freeze_geometry)
+        self.image_guidance = ViewerNumber("Image guidance", config.guidance.image_guidance)
+        self.reset = ViewerButton("Reset to source", cb_hook=lambda _: self._reset_to_source())
+        for name, element in (self._box.elements if self._box else {}).items():
+            setattr(self, name, element)
+        self._edit: RunningEdit | None = None
+
+    @property
+    def _running(self) -> "RunningEdit | None":
+        return self._edit
+
+    @property
+    def _keeps_source(self) -> bool:
+        """Whether the source's field has a part in the edited scene."""
+        return self._where is not None or self.config.freeze_geometry
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The parent's, where the edit shows, and while it runs what the scene is fitted to."""
+        state = super().get_extra_state()
+        if self._box:
+            state["current"] |= self._box.current()
+        if self._hull:
+            state["hull"] = self._hull.state()
+        if self._edit is not None and self.config.route == "loop":
+            state["targets"] = self._edit.targets.state()
+            state["round"] = self._edit.round
+        return state
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """As the parent's; a hull is the one that was saved, wherever the masks are now."""
+        super().set_extra_state(state)
+        if self._hull:
+            self._hull.load_state(state["hull"])
+        if self._edit is not None and self.config.route == "loop":
+            self._edit.targets.load_state(state["targets"])
+            self._edit.round = state["round"]
+
+    def _configured(self) -> dict[str, Any]:
+        guidance = self.config.guidance
+        return {
+            "prompt": self.config.prompt,
+            "text_guidance": guidance.text_guidance,
+            "image_guidance": guidance.image_guidance,
+            **(self._box.configured() if self._box else {}),
+        }
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        """Field and proposal networks, the latter unless they are kept; an edit leaves cameras alone."""
+        groups = super().get_param_groups()
+        if self._keeps_source:
+            del groups["proposal_networks"]
+        return groups
+
+    def _prior_options(self) -> dict[str, Any]:
+        return {"control": self.config.control}
+
+    # ---------------------------------------------------------------- the edit
+
+    def begin_edit(self, source: Mapping[str, Any], *, seed: int, max_steps: int, origin: str) -> None:
+        """Load the source scene and the diffusion model; draw the `before` pictures.
+
+        Args:
+            source: `pipeline` entry of the source scene's checkpoint.
+            seed: with the step number, decides every random choice of that step.
+            max_steps: of the whole edit, for annealed timesteps.
+            origin: the source checkpoint, for error messages.
+
+        Raises:
+            InputError: when the scene, the region, the prior, the render size or the number of views do not
+                fit.
+        """
+        config = self.config
+        # First, because it may be missing: not after minutes of loading.
+        lpips = PatchLpips(self.device) if config.lpips_weight else None
+        self.model.load_scene(source, origin)
+        self.model.camera_optimizer.requires_grad_(False)
+        cameras = self.datamanager.train_dataset.cameras
+        views = config.particles or len(cameras)
+        if not config.fits_per_round:  # of a budget that pays for more views than there are
+            views = min(views, len(cameras))
+        sampler = CameraSampler(cameras, views, seed, "--pipeline.particles")
+        if self._where:
+            dataset = self.datamanager.train_dataset
+            find_region(self._where, config.region, self.model, dataset, config.render_size)
+        prior = self._load_prior()
+        height, width = view_size(cameras, config.render_size, prior.vae_factor)
+        # Of a hub id the kind is known only now.
+        config.check_prior(image_conditioned=prior.image_conditioned)
+        train_cameras = self.datamanager.train_cameras(height, width)
+        manager = config.datamanager
+        self._edit = RunningEdit(
+            prior=prior,
+            sampler=sampler,
+            cameras=train_cameras,
+            height=height,
+            width=width,
+            seed=seed,
+            max_steps=max_steps,
+            source_weights={name: value.cpu().clone() for name, value in self.model.state_dict().items()},
+            targets=Targets(
+                self.datamanager.train_cameras(config.detail * height, config.detail * width),
+                config.kept_views,
+                self._photos(config.detail * height, config.detail * width),
+            ),
+            fit=Fit(
+                rays=manager.train_num_rays_per_batch,
+                patch_size=manager.patch_size,
+                absolute=config.pixel_loss == "l1",
+                lpips=lpips,
+                lpips_weight=config.lpips_weight,
+            ),
+        )
+        if config.route == "gradient":
+            self._edit.objective = Objective(copy.deepcopy(config.objective), prior)
+            self.datamanager.rays_per_step = views * height * width
+        else:
+            self._edit.edit = EDITS[config.edit](config, prior)
+            self.datamanager.rays_per_step = manager.train_num_rays_per_batch
+        # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
+        prior.embed(config.texts)
+        self._edit.before = self.eval_pictures()
+
+    def _photos(self, height: int, width: int) -> Tensor | None:
+        """All photos as bytes, where the scene is fitted to those that are not edited yet."""
+        if self.config.kept_views or self.config.route == "gradient":
+            return None
+        count = len(self.datamanager.train_dataset)
+        return torch.cat(
+            [as_bytes(self.datamanager.train_photos([view], height, width)) for view in range(count)]
+        )
+
+    # ---------------------------------------------------------------- a step
+
+    def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """One step of the edit.
+
+        Raises:
+            NonFiniteResidual: when the prior's answer is not finite. The next step then tries again.
+        """
+        edit = self._begun()
+        # Everything random in this step follows from here, so a resumed edit repeats no step differently.
+        torch.manual_seed(step_seed(edit.seed, step))
+        evaluations = self.unet_evaluations
+        if self.config.route == "gradient":
+            losses, statistics = self._published_step(edit, step)
+        else:
+            losses, statistics = self._loop_step(edit, step)
+        statistics |= {
+            "unet_evaluations": self.unet_evaluations - evaluations,
+            "unet_evaluations_total": self.unet_evaluations,
+        }
+        return {}, losses, {name: torch.tensor(float(value)) for name, value in statistics.items()}
+
+    def _loop_step(self, edit: "RunningEdit", step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """A fit, after a round of edited views where one is due; see `edit_loop`."""
+        number = step // self.config.fits_per_round if self.config.fits_per_round else 0
+        if number != edit.round:
+            self._check_followed(edit)
+            self._begin_round(edit, number)
+            edit.round = number
+        losses, difference = edit.fit.losses(self.model, edit.targets)
+        statistics = {"round": number, "difference": float(difference), "kept_views": len(edit.targets.views)}
+        return losses, statistics
+
+    @torch.no_grad()
+    def _begin_round(self, edit: "RunningEdit", number: int) -> None:
+        """Draw views of the scene as it is, and keep what they should look like."""
+        assert edit.edit is not None
+        indices = edit.sampler(number)
+        with torch.autocast(self.device.type, enabled=False):
+            source, condition = self._source_latents(indices)
+            fine = draw(self.model, edit.targets.cameras, indices)
+            views = functional.avg_pool2d(fine, self.config.detail)
+            targets = edit.edit(
+                RoundViews(
+                    images=views,
+                    source=source,
+                    condition=condition,
+                    prompt=self.prompt.value,
+                    guidance=self._guidance(),
+                    number=number,
+                    rounds=-(-edit.max_steps // self.config.fits_per_round)
+                    if self.config.fits_per_round
+                    else 1,
+                )
+            )
+            targets = fine + functional.interpolate(
+                targets - views, scale_factor=self.config.detail, mode="bilinear", align_corners=False
+            )
+        edit.targets.put(indices, targets)
+        edit.watched = (indices[0], fine[0], targets[0])
+        self._warn(edit.alarm.asked(fine, targets))
+
+    def _check_followed(self, edit: "RunningEdit") -> None:
+        """See what a round has done to one of its views."""
+        if edit.watched is None or not self.config.kept_views or not edit.alarm.watches_followed:
+            return
+        index, view, target = edit.watched
+        self._warn(edit.alarm.followed(view, draw(self.model, edit.targets.cameras, [index])[0], target))
+
+    def _published_step(self, edit: "RunningEdit", step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """One gradient of score distillation, straight into the field (2307.04787, section 4)."""
+        assert edit.objective is not None
+        indices = edit.sampler(step)
+        source, condition = self._source_latents(indices)
+        # Its average appearance code: what evaluation and the viewer show is what the edit works on.
+        self.model.field.eval()
+        views = render_views(
+            self.model,
+            edit.cameras,
+            indices,
+            rays_per_chunk=self.config.rays_per_chunk,
+            gradient_share=self.config.gradient_share,
+        )
+        guidance = self._guidance()
+        edit.objective.config.text_guidance = guidance.text
+        edit.objective.config.image_guidance = guidance.image
+        return losses_through_the_renderer(
+            self.model,
+            edit.objective,
+            views,
+            views.images,
+            source=source,
+            condition=condition,
+            prompt=self.prompt.value,
+            source_prompt=self.config.source_prompt,
+            step=step,
+            max_steps=edit.max_steps,
+        )
+
+    def _guidance(self) -> Guidance:
+        return Guidance(float(self.text_guidance.value), float(self.image_guidance.value))
+
+    def _warn(self, message: str | None) -> None:
+        if message is not None:
+            CONSOLE.print(message, style="bold yellow", markup=False)
+
+    @torch.no_grad()
+    def _source_latents(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Latents (N, c, h, w) of the source photos and what the prior is shown of them; each made once.
+
+        Not between rendering and its backward pass: for depth, the source scene is put in for a moment.
+        """
+        edit = self._begun()
+        prior = edit.prior
+        for index in indices:
+            if index not in edit.source_latents:
+                photo = self.datamanager.train_photos([index], edit.height, edit.width)
+                shown = self._source_depth(index) if prior.shown == "depth" else photo
+                edit.source_latents[index] = (prior.encode(photo)[0].cpu(), prior.condition(shown)[0].cpu())
+        source, condition = zip(*(edit.source_latents[index] for index in indices), strict=True)
+        return torch.stack(source).to(self.device), torch.stack(condition).to(self.device)
+
+    def _source_depth(self, index: int) -> Tensor:
+        """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
+        edit = self._begun()
+        with holding(self.model, edit.source_weights):
+            return render_still(self.model, edit.cameras, index).depth[None]
+
+    def _begun(self) -> "RunningEdit":
+        if self._edit is None:
+            raise RuntimeError("begin_edit comes before the first step")
+        return self._edit
+
+    # ---------------------------------------------------------------- evaluation
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, Any]:
+        """nerfstudio's metrics against the photos and, of a finished edit, those of `csd-nerf evaluate`.
+
+        The latter are named `edit_...`, and `edit_..._before` for the scene before the edit. They are left
+        out when the source scene is gone, and while the edit runs.
+        """
+        metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
+        if self._edit is None:
+            from csd_nerf.evaluation.evaluate import edit_figures  # pulls in torchmetrics and transformers
+
+            try:
+                metrics |= edit_figures(self)
+            except InputError as error:
+                CONSOLE.print(f"[bold yellow]Only nerfstudio's own metrics: {error.problem}.")
+        return metrics
+
+    # ---------------------------------------------------------------- pictures
+
+    @torch.no_grad()
+    def eval_pictures(self) -> Tensor:
+        """Renders (V, 3, H, W) of the fixed evaluation cameras, 0..1, on the CPU."""
+        config = self.config
+        size = view_size(self.datamanager.train_dataset.cameras, config.picture_size, 2)
+        cameras, _ = self.datamanager.eval_cameras(*size, config.picture_views)
+        return self.draw(cameras)
+
+    def write_pictures(self, folder: Path, step: int, *, final: bool = False) -> None:
+        """Save a before/after sheet; see the parent.
+
+        The last rows are also saved by themselves, as `before.png` and `after.png`.
+        """
+        from csd_nerf.nerf.pictures import save_png, sheet
+
+        before, after = self._begun().before, self.eval_pictures()
+        both = sheet([before, after])
+        save_png(both, folder / f"step-{step:06d}.png")
+        if final:
+            save_png(sheet([before]), folder / "before.png")
+            save_png(sheet([after]), folder / "after.png")
+        if writer.is_initialized():
+            writer.put_image(name="Before (top) and after", image=both, step=step)
+        change = float((after - before).abs().mean())
+        if change < NO_CHANGE and step >= 2 * max(1, self.config.steps_per_picture):
+            option = self.config.guidance_option
+            CONSOLE.print(
+                f"[bold yellow]After {step} steps the renders have moved by only {change:.4f} (of 1). Try a "
+                f"higher {option}.text-guidance, a lower {option}.image-guidance, or "
+                "other words in the prompt."
+            )
+
+    def _turntable(self) -> Cameras:
+        train_cameras = self.datamanager.train_dataset.cameras.to(self.device)
+        size = view_size(train_cameras, self.config.picture_size, 2)
+        return turntable_cameras(train_cameras, self.config.turntable_frames, *size)
+
+    # ---------------------------------------------------------------- hooks
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """Pictures at intervals and at the end.
+
+        Nerfacto's own callbacks are left out: they anneal the proposal sampling of an untrained scene.
+        """
+        if attributes.trainer is None or attributes.optimizers is None or self._edit is None:
+            return []
+        callbacks = self._picture_callbacks(attributes, self._edit)
+        if self._where:
+            from csd_nerf.nerf.pictures import save_png
+
+            with holding(self.model, self._edit.source_weights):
+                picture = region_picture(
+                    self.model, self._edit.cameras, self._where.contains, self.config.picture_views
+                )
+            save_png(picture, attributes.trainer.base_dir / "pictures" / "region.png")
+        return callbacks
+
+    def _reset_to_source(self) -> None:
+        """Put the source scene back and forget the optimisers' momentum; the edit goes on from there."""
+        if self._edit is None:
+            CONSOLE.print("Nothing to reset: this scene is being viewed, not edited.")
+            return
+        self.model.load_state_dict(self._edit.source_weights)
+        if self._edit.optimizers is not None:
+            for optimizer in self._edit.optimizers.optimizers.values():
+                optimizer.state.clear()
+        self._edit.targets.restore()
+        self._edit.round = None
+
+
+@dataclass(kw_only=True)
+class RunningEdit(Running):
+    """What exists only while an edit runs.
+
+    Attributes:
+        sampler: which training views a step takes.
+        cameras: all training cameras, cropped to the shape of the views.
+        height, width: of the views, in pixels.
+        source_weights: of the scene before the edit, on the CPU.
+        source_latents: latents of the source photos, and `Prior.condition` of them or of the source scene's
+            depth, made when first needed.
+        targets: what the scene is fitted to.
+        fit: how.
+        edit: what makes targets of views; of the loop alone.
+        objective: of the route gradient alone.
+        alarm: watches for an edit that does nothing.
+        round: number of the newest; None before the first.
+        watched: a view of that round: its camera, what it looked like, and its target.
+        before: pictures of the source scene from the evaluation cameras.
+    """
+
+    sampler: CameraSampler
+    cameras: Cameras
+    height: int
+    width: int
+    source_weights: dict[str, Tensor]
+    targets: Targets
+    fit: Fit
+    edit: Edit | None = None
+    objective: Objective | None = None
+    round: int | None = None
+    watched: tuple[int, Tensor, Tensor] | None = None
+    alarm: NoOpAlarm = field(default_factory=NoOpAlarm)
+    source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    before: Tensor = field(default_factory=lambda: torch.empty(0))

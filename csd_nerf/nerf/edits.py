@@ -1,0 +1,113 @@
+"""What happens to the views of a round between drawing and fitting: one function for each way to edit them.
+
+An edit is made once, of the settings and the prior, and then called in every round with the views as they are
+by then; it returns what they should look like. It knows nothing of the scene.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from csd_nerf.distillation.descent import edit_latents
+from csd_nerf.distillation.objective import Objective
+from csd_nerf.distillation.residuals import Guidance
+from csd_nerf.distillation.sampling import sample_edit
+from csd_nerf.priors.base import Prior
+
+if TYPE_CHECKING:
+    from csd_nerf.nerf.edit_settings import EditPipelineConfig
+
+
+@dataclass(frozen=True)
+class RoundViews:
+    """The views of a round, and what is asked of them.
+
+    Attributes:
+        images: (N, 3, H, W), 0..1, the scene as it is now.
+        source: scaled latents of the photos of these views, (N, c, h, w).
+        condition: `Prior.condition` of the photos, (N, k, h, w).
+        prompt: as the viewer has it now; so is `guidance`.
+        guidance: scales of both kinds.
+        number: of the round, 0-based.
+        rounds: of the whole edit.
+    """
+
+    images: Float[Tensor, "n 3 height width"]
+    source: Float[Tensor, "n c h w"]
+    condition: Float[Tensor, "n k h w"]
+    prompt: str
+    guidance: Guidance
+    number: int
+    rounds: int
+
+
+Edit = Callable[[RoundViews], Float[Tensor, "n 3 height width"]]
+"""From the views of a round to what they should look like, not limited to 0..1."""
+
+
+def descend(settings: EditPipelineConfig, prior: Prior) -> Edit:
+    """Edit the views together by a few steps of score distillation in latent space.
+
+        x_0 = encode(v)        x_k+1 = x_k - rate w(t) transport(residuals(x_k))        k = 0 ... K - 1
+        targets = v + decode(x_K) - decode(x_0)
+
+    CSD-Edit on the views of a scene (Kim et al., 2307.04787, section 4), or by the settings of the objective
+    any of its relatives. As a difference of two decoded pictures the change comes without what the
+    autoencoder loses of every picture.
+    """
+    objective = Objective(copy.deepcopy(settings.objective), prior)
+    descent = settings.descent
+
+    def edit(views: RoundViews) -> Tensor:
+        objective.config.text_guidance = views.guidance.text
+        objective.config.image_guidance = views.guidance.image
+        start = prior.encode(views.images)
+        end = edit_latents(
+            objective,
+            start,
+            views.source,
+            views.condition,
+            prompt=views.prompt,
+            source_prompt=settings.source_prompt,
+            descent=descent,
+            first_step=views.number * descent.steps,
+            of_steps=views.rounds * descent.steps,
+        )
+        return views.images + prior.decode(end) - prior.decode(start)
+
+    return edit
+
+
+def sample(settings: EditPipelineConfig, prior: Prior) -> Edit:
+    """Edit each view by itself, by sampling from the diffusion model (Haque et al., 2303.12789).
+
+    The view is noised to a random level and denoised under the prompt, with the photo as the picture that the
+    model is shown. From the most noise, and of every view before the first fit, it is what editors do that
+    edit the photos and fit the scene to them.
+    """
+    sampling = settings.sampling
+
+    def edit(views: RoundViews) -> Tensor:
+        return prior.decode(
+            sample_edit(
+                prior,
+                prior.encode(views.images),
+                views.condition,
+                prompt=views.prompt,
+                guidance=views.guidance,
+                start=sampling.start.sample(prior.schedule.num_timesteps),
+                steps=sampling.steps,
+            )
+        )
+
+    return edit
+
+
+EDITS: dict[str, Callable[[EditPipelineConfig, Prior], Edit]] = {"descend": descend, "sample": sample}
+"""By their names in `--pipeline.edit`."""
