@@ -18,6 +18,9 @@ from torch import Tensor
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.views import fit_cameras, fit_photo
 
+_PARTS = 4096
+"""Of which a reduction is a whole number: of a float32's 24 bits, 12 are left for the reduced side."""
+
 
 @dataclass
 class SceneDataManagerConfig(VanillaDataManagerConfig):
@@ -41,7 +44,21 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
     def _reduce(self, cameras: Cameras) -> None:
         if self.config.photo_size is not None:
             short_side = int(torch.minimum(cameras.height, cameras.width).min())
-            self.config.camera_res_scale_factor = min(1.0, self.config.photo_size / short_side)
+            self.config.camera_res_scale_factor = reduction(short_side, self.config.photo_size)
+
+
+def reduction(short_side: int, photo_size: int) -> float:
+    """The factor, at most 1, by which photos and their cameras are reduced.
+
+    nerfstudio multiplies and rounds down twice: the sides of photos and masks as Python's floats, those of
+    cameras as float32. Of a whole number of 1/4096 both products are exact, up to reduced sides of 4096
+    pixels, so that photo and camera are of one size whatever other photos the capture has.
+
+    Args:
+        short_side: of the smallest photo, in pixels.
+        photo_size: what it is reduced to, in pixels; a few more where it is longer than 4096.
+    """
+    return min(1.0, -(-photo_size * _PARTS // short_side) / _PARTS)
 
 
 @dataclass
