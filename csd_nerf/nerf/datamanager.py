@@ -8,10 +8,12 @@ from typing import Optional, Type  # noqa: UP035 - the forms that tyro and nerfs
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.pixel_samplers import PixelSampler
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from torch import Tensor
 
@@ -76,7 +78,32 @@ class EditDataManager(SceneDataManager):
     """For the rays-per-second display; set by the pipeline."""
 
     def setup_train(self) -> None:
-        """Nothing is read ahead: an edit looks at a few photos, at the size of its views."""
+        """Nothing is read ahead: an edit looks at a few photos, at the size of its views.
+
+        `ns-export` sets the sampler's number of rays before it calls `next_train`.
+        """
+        self.train_pixel_sampler = self._get_pixel_sampler(
+            self.train_dataset, self.config.train_num_rays_per_batch
+        )
+
+    def _get_pixel_sampler(self, dataset: InputDataset, num_rays_per_batch: int) -> PixelSampler:
+        """Of pixels by themselves: patches are for the pictures that an edit trains on."""
+        of_patches, self.config.patch_size = self.config.patch_size, 1
+        try:
+            return super()._get_pixel_sampler(dataset, num_rays_per_batch)
+        finally:
+            self.config.patch_size = of_patches
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
+        """Rays of random pixels of the photos, and these pixels, for `ns-export`; no edit asks for them.
+
+        The first call reads all photos.
+        """
+        if self.train_count == 0:
+            sampler = self.train_pixel_sampler
+            super().setup_train()
+            self.train_pixel_sampler = sampler
+        return super().next_train(step)
 
     def setup_eval(self) -> None:
         """The loaders that `ns-eval` and `ns-render` go through."""
