@@ -4,12 +4,14 @@ import copy
 import dataclasses
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
-from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from csd_nerf.distillation.objective import NonFiniteResidual
@@ -149,6 +151,17 @@ class PromptedTrainerConfig(SceneTrainerConfig):
             apply_recipe(config, self._usual(), str(self.method_name), self.recipe, given)
 
 
+class _LockedAtTheEnd(TrainingCallback):
+    """A callback that has the model to itself after training, where nerfstudio does not hold the lock."""
+
+    def __init__(self, callback: TrainingCallback, lock: Lock) -> None:
+        self._callback, self._lock = callback, lock
+
+    def run_callback_at_location(self, step: int, location: TrainingCallbackLocation) -> None:
+        with self._lock if location is TrainingCallbackLocation.AFTER_TRAIN else nullcontext():
+            self._callback.run_callback_at_location(step, location)
+
+
 class PromptedTrainer(SceneTrainer):
     """nerfstudio's trainer with steps that may fail, counted from the start whatever was loaded."""
 
@@ -164,7 +177,11 @@ class PromptedTrainer(SceneTrainer):
         """Build the pipeline and load what is to be gone on from."""
         self._skipped_in_a_row = 0
         self._meter: CostMeter | None = None
-        super().setup(test_mode)
+        # The viewer draws from a thread of its own as soon as there is a pipeline, and switches the model to
+        # evaluation while it does: what is drawn and measured at the start has the model to itself.
+        with self.train_lock:
+            super().setup(test_mode)
+        self.callbacks = [_LockedAtTheEnd(callback, self.train_lock) for callback in self.callbacks]
 
     def train(self) -> None:
         """Run to `max_num_iterations` steps in all, those of a run that is continued included.
