@@ -13,6 +13,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber
+from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -257,7 +258,8 @@ class BaseEditPipeline(PromptedPipeline):
             try:
                 metrics |= edit_figures(self)
             except InputError as error:
-                CONSOLE.print(f"[bold yellow]Only nerfstudio's own metrics: {error.problem}.")
+                why = f"Only nerfstudio's own metrics: {error.problem}."
+                CONSOLE.print(Text(why, "bold yellow"), soft_wrap=True)
         return metrics
 
     # ---------------------------------------------------------------- pictures

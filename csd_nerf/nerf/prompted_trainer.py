@@ -13,6 +13,7 @@ from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_targe
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, is_out_of_memory
@@ -126,7 +127,8 @@ class PromptedTrainerConfig(SceneTrainerConfig):
             )
         self.recipe = self.recipe or saved.recipe
         self.machine = adopt(self.machine, default.machine, saved.machine)
-        CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
+        steps = self.max_num_iterations
+        CONSOLE.print(Text(f"Going on with {folder}, up to {steps} steps in all."), soft_wrap=True)
 
     def _other_prompt_hint(self, saved: Any) -> str:
         """What to do instead of continuing a run with another prompt."""
@@ -230,20 +232,21 @@ class PromptedTrainer(SceneTrainer):
             result = super().train_iteration(step)
         except NonFiniteResidual as error:
             self._skipped_in_a_row += 1
-            CONSOLE.print(f"[bold yellow]Step {step} skipped: {error}")
+            CONSOLE.print(Text(f"Step {step} skipped: {error}", "bold yellow"))
             if self._skipped_in_a_row >= NON_FINITE_STEPS_IN_A_ROW:
-                CONSOLE.print(
-                    f"[bold red]{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
+                why = (
+                    f"{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
                     f"{self.config.pipeline.guidance_option}.text-guidance or use "
                     "--pipeline.prior-precision float32."
                     f"{self._save_before(step)}"
                 )
+                CONSOLE.print(Text(why, "bold red"), soft_wrap=True)
                 raise SystemExit(1) from None
             zero = torch.zeros((), device=self.pipeline.device)
             return zero, {}, {}
         except RuntimeError as error:
             if is_out_of_memory(error) and (saved := self._save_before(step)):
-                CONSOLE.print(saved.strip())
+                CONSOLE.print(Text(saved.strip()), soft_wrap=True)
             raise
         self._skipped_in_a_row = 0
         if self._time_is_up():
