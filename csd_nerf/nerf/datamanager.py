@@ -20,9 +20,6 @@ from torch import Tensor
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.views import fit_cameras, fit_photo
 
-_PARTS = 4096
-"""Of which a reduction is a whole number: of a float32's 24 bits, 12 are left for the reduced side."""
-
 
 @dataclass
 class SceneDataManagerConfig(VanillaDataManagerConfig):
@@ -53,14 +50,16 @@ def reduction(short_side: int, photo_size: int) -> float:
     """The factor, at most 1, by which photos and their cameras are reduced.
 
     nerfstudio multiplies and rounds down twice: the sides of photos and masks as Python's floats, those of
-    cameras as float32. Of a whole number of 1/4096 both products are exact, up to reduced sides of 4096
-    pixels, so that photo and camera are of one size whatever other photos the capture has.
+    cameras as float32. A fraction of few bits, a whole number of parts, makes both products exact, so that
+    photo and camera are of one size, whatever other photos the capture has. The float32's 24 bits suffice for
+    reduced sides up to 4096 pixels, and below a short side of 4096 for sides up to 2^23 / `photo_size`.
 
     Args:
         short_side: of the smallest photo, in pixels.
         photo_size: what it is reduced to, in pixels; a few more where it is longer than 4096.
     """
-    return min(1.0, -(-photo_size * _PARTS // short_side) / _PARTS)
+    parts = min(4096, 1 << (short_side - 1).bit_length())  # one a pixel: rounding up gains none
+    return min(1.0, -(-photo_size * parts // short_side) / parts)
 
 
 @dataclass

@@ -19,11 +19,13 @@ Size = tuple[int, int]
 
 @pytest.mark.parametrize("photo_size", [32, 64, 128, 512])
 def test_photo_and_camera_are_reduced_to_one_size(photo_size: int) -> None:
-    """All short sides up to 4096; long sides of usual shapes, and any up to eight times as long."""
+    """All short sides up to 4096; long sides of usual shapes, and of strips as long as a JPEG can be."""
     short = torch.arange(photo_size + 1, 4097)
     factors = [reduction(side, photo_size) for side in short.tolist()]
     shapes = [(short * ratio).long() for ratio in (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2, 2.35)]
-    shapes += [(short * (1 + 7 * torch.rand(len(short)))).long() for _ in range(20)]
+    longest = torch.maximum(4096 * short / photo_size, torch.tensor(2**23 / photo_size)).clamp(max=65535)
+    shapes += [(short + (longest - short) * torch.rand(len(short))).long() for _ in range(20)]
+    shapes += [longest.long()]
     for long in shapes:
         # As nerfstudio's Cameras.rescale_output_resolution does it for one factor, here for one a camera.
         cameras = Cameras(torch.eye(4)[:3].expand(len(short), 3, 4), 1.0, 1.0, 1.0, 1.0, long, short)
