@@ -9,6 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Stage(Protocol):
@@ -104,4 +105,4 @@ class Display:
     def _say(self, stage: Stage, what: str) -> None:
         if not self.console.is_terminal:
             line = f"{self._number(stage)} {stage.title}: {what}"
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(Text(line), soft_wrap=True)

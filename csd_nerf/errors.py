@@ -35,13 +35,14 @@ def exit_on_input_error() -> Iterator[None]:
         ...     pass
     """
     from rich.console import Console
+    from rich.text import Text
 
     try:
         yield
     except InputError as error:
         console = Console(stderr=True)
         console.print("Error:", style="bold red", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(str(error)), soft_wrap=True)
         raise SystemExit(EXIT_STATUS_BAD_INPUT) from None
 
 

@@ -8,6 +8,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from csd_nerf.evaluation.weights import CLIP
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ class Compare:
             failures = self._carry_out(scene_stages(self.output, settings), jobs, console)
         except KeyboardInterrupt:
             console.print("\nStopped; what is done is kept. To go on:", highlight=False)
-            console.print(f"  {self.command_line()}", markup=False, highlight=False, soft_wrap=True)
+            console.print(Text(f"  {self.command_line()}"), soft_wrap=True)
             raise
         if failures:
             raise SystemExit(1)
@@ -155,13 +157,11 @@ class Compare:
         )
         for row in rows:
             if row.status == "failed":
-                console.print(
-                    f"failed: {row.prompt}, {row.method}, seed {row.seed}", style="red", highlight=False
-                )
-                console.print(row.reason, markup=False, highlight=False, soft_wrap=True)
+                console.print(Text(f"failed: {row.prompt}, {row.method}, seed {row.seed}", "red"))
+                console.print(Text(row.reason), soft_wrap=True)
         console.print("Open in a browser:", highlight=False)
         report = (self.output / "report.html").resolve()
-        console.print(f"  {report}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"  {report}"), soft_wrap=True)
 
     def command_line(self) -> str:
         """The command with these options, defaults left out."""

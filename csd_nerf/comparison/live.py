@@ -79,14 +79,14 @@ class LiveTable:
 
     def _say(self, line: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(Text(line), soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD)
         for heading in ("instruction", "method", "edits done", "now"):
             table.add_column(heading)
         if self._has_scene and self._job is None:
-            table.add_row("", "the scene", "", self._now)
+            table.add_row("", "the scene", "", Text(self._now))
         groups: dict[tuple[str, str], list[int]] = {}
         for number, job in enumerate(self._jobs):
             groups.setdefault((job.instruction.prompt, job.method), []).append(number)

@@ -6,6 +6,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, command_line, open_folder, option
 from csd_nerf.errors import EXIT_STATUS_BAD_INPUT, InputError
 
@@ -64,7 +66,7 @@ class Demo:
             self._carry_out(settings, again, console)
         except KeyboardInterrupt:
             console.print("\nStopped; what is done is kept. To go on:", highlight=False)
-            console.print(f"  {again}", markup=False, highlight=False, soft_wrap=True)
+            console.print(Text(f"  {again}"), soft_wrap=True)
             raise
 
     def check(self, recipe: Recipe) -> Settings:
@@ -123,7 +125,7 @@ class Demo:
         page = write_page(self.output, settings, stages, progress, again)
         total = sum(progress[stage.key].seconds for stage in stages)
         console.print(f"Done in {minutes(total)}. Open in a browser:", highlight=False)
-        console.print(f"  {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"  {page.resolve()}"), soft_wrap=True)
 
 
 def defaults() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import time
 from typing import Protocol
 
 from rich.console import Console
+from rich.text import Text
 
 from csd_nerf.demo.child import CommandFailed, run_command, step_of
 from csd_nerf.demo.settings import Progress
@@ -61,11 +62,12 @@ def run_stage(stage: Stage, progress: Progress, display: Display) -> None:
 
 def report_failure(stage: Stage, failure: CommandFailed, again: str, console: Console) -> None:
     """Say what failed, why, where to read more, and what to do."""
-    console.print(f"[bold red]Failed:[/bold red] {stage.key} ({explain(failure.status)})", highlight=False)
+    console.print("Failed:", style="bold red", end=" ")
+    console.print(Text(f"{stage.key} ({explain(failure.status)})"))
     for line in failure.lines:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"All of its output: {failure.log}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"To go on from there: {again}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    console.print(Text(f"All of its output: {failure.log}"), soft_wrap=True)
+    console.print(Text(f"To go on from there: {again}"), soft_wrap=True)
 
 
 def explain(status: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Optional
 
 import tyro
+from rich.text import Text
 from typing_extensions import Self
 
 from csd_nerf.editors.settings import EditSettings
@@ -91,13 +92,11 @@ class EditCommand(EditSettings):
                 yield observer
         except KeyboardInterrupt:
             if unfinished.path.exists():
-                console.print(
+                stopped = (
                     f"\nStopped after {observer.steps} steps; the edit so far is kept in {unfinished.path}. "
-                    "The same command goes on from there.",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
+                    "The same command goes on from there."
                 )
+                console.print(Text(stopped), soft_wrap=True)
             raise
         unfinished.remove()
         self.beside("-preview.jpg").unlink(missing_ok=True)
@@ -186,4 +185,4 @@ class EditCommand(EditSettings):
 def print_paths(console: "Console", paths: Sequence[Path]) -> None:
     """List what was written."""
     for path in paths:
-        console.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"  {path}"), soft_wrap=True)

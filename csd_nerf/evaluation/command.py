@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.text import Text
 
 from csd_nerf.errors import InputError, memory_explained
 from csd_nerf.evaluation.weights import CLIP
@@ -76,7 +77,7 @@ class Evaluate:
         print_evaluation(evaluation, console)
         output = self.output or run.folder / "evaluation.json"
         evaluation.write(output)
-        console.print(f"Written: {output}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"Written: {output}"), soft_wrap=True)
 
     def check(self) -> None:
         """Refuse options that cannot be used.

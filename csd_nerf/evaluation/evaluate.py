@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 from torch import Tensor
 
 import csd_nerf
@@ -105,7 +106,7 @@ def edit_figures(pipeline: EditPipeline) -> dict[str, float]:
     networks = load_networks(pipeline.device, clip=settings.clip, download=settings.download)
     figures = measure(drawing.edit, networks)
     for missing in figures.missing:
-        CONSOLE.print(f"unavailable: {missing.name}: {missing.reason}", markup=False, highlight=False)
+        CONSOLE.print(Text(f"unavailable: {missing.name}: {missing.reason}"))
     flat = {f"edit_{figure.name}": figure.after for figure in figures.measured}
     before = {
         f"edit_{figure.name}_before": figure.before

@@ -15,7 +15,7 @@ ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print the run, its figures, what is unavailable and why, and its cost."""
     facts, views = evaluation.facts, evaluation.facts["views"]
-    console.print(f'{facts["method"]}, step {facts["steps"]}: "{facts["prompt"]}"', markup=False)
+    console.print(Text(f'{facts["method"]}, step {facts["steps"]}: "{facts["prompt"]}"'))
     console.print(
         f"{len(views['photos'])} evaluation views of {views['width']} x {views['height']} pixels"
         + (f"; known edit: {facts['known_edit']}" if facts["known_edit"] else ""),
@@ -30,7 +30,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         table.add_row(*map(Text, _row(figure)))
     console.print(table)
     for network in sorted({figure.network for figure in evaluation.figures.measured if figure.network}):
-        console.print(f"measured with {network}", markup=False, highlight=False)
+        console.print(Text(f"measured with {network}"))
     _print_missing(evaluation, console)
     if evaluation.cost is None:
         console.print("cost: not recorded by this run", highlight=False)
@@ -53,7 +53,7 @@ def _print_missing(evaluation: Evaluation, console: Console) -> None:
         reasons.setdefault((missing.reason, missing.hint), []).append(missing.name)
     for (reason, hint), names in reasons.items():
         console.print(Text(f"unavailable: {', '.join(names)}", style="yellow"))
-        console.print(f"  {reason}\n  {hint}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"  {reason}\n  {hint}"), soft_wrap=True)
 
 
 def _row(figure: Figure) -> tuple[str, ...]:

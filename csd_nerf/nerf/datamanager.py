@@ -8,10 +8,12 @@ from typing import Optional, Type  # noqa: UP035 - the forms that tyro and nerfs
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.pixel_samplers import PixelSampler
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from torch import Tensor
 
@@ -41,7 +43,23 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
     def _reduce(self, cameras: Cameras) -> None:
         if self.config.photo_size is not None:
             short_side = int(torch.minimum(cameras.height, cameras.width).min())
-            self.config.camera_res_scale_factor = min(1.0, self.config.photo_size / short_side)
+            self.config.camera_res_scale_factor = reduction(short_side, self.config.photo_size)
+
+
+def reduction(short_side: int, photo_size: int) -> float:
+    """The factor, at most 1, by which photos and their cameras are reduced.
+
+    nerfstudio multiplies and rounds down twice: the sides of photos and masks as Python's floats, those of
+    cameras as float32. A fraction of few bits, a whole number of parts, makes both products exact, so that
+    photo and camera are of one size, whatever other photos the capture has. The float32's 24 bits suffice for
+    reduced sides up to 4096 pixels, and below a short side of 4096 for sides up to 2^23 / `photo_size`.
+
+    Args:
+        short_side: of the smallest photo, in pixels.
+        photo_size: what it is reduced to, in pixels; a few more where it is longer than 4096.
+    """
+    parts = min(4096, 1 << (short_side - 1).bit_length())  # one a pixel: rounding up gains none
+    return min(1.0, -(-photo_size * parts // short_side) / parts)
 
 
 @dataclass
@@ -59,7 +77,32 @@ class EditDataManager(SceneDataManager):
     """For the rays-per-second display; set by the pipeline."""
 
     def setup_train(self) -> None:
-        """Nothing is read ahead: an edit looks at a few photos, at the size of its views."""
+        """Nothing is read ahead: an edit looks at a few photos, at the size of its views.
+
+        `ns-export` sets the sampler's number of rays before it calls `next_train`.
+        """
+        self.train_pixel_sampler = self._get_pixel_sampler(
+            self.train_dataset, self.config.train_num_rays_per_batch
+        )
+
+    def _get_pixel_sampler(self, dataset: InputDataset, num_rays_per_batch: int) -> PixelSampler:
+        """Of pixels by themselves: patches are for the pictures that an edit trains on."""
+        of_patches, self.config.patch_size = self.config.patch_size, 1
+        try:
+            return super()._get_pixel_sampler(dataset, num_rays_per_batch)
+        finally:
+            self.config.patch_size = of_patches
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
+        """Rays of random pixels of the photos, and these pixels, for `ns-export`; no edit asks for them.
+
+        The first call reads all photos.
+        """
+        if self.train_count == 0:
+            sampler = self.train_pixel_sampler
+            super().setup_train()
+            self.train_pixel_sampler = sampler
+        return super().next_train(step)
 
     def setup_eval(self) -> None:
         """The loaders that `ns-eval` and `ns-render` go through."""

@@ -17,6 +17,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber
+from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter, functional
 
@@ -463,7 +464,7 @@ class EditPipeline(PromptedPipeline):
 
     def _warn(self, message: str | None) -> None:
         if message is not None:
-            CONSOLE.print(message, style="bold yellow", markup=False)
+            CONSOLE.print(Text(message, "bold yellow"), soft_wrap=True)
 
     @torch.no_grad()
     def _source_latents(self, indices: list[int]) -> tuple[Tensor, Tensor]:
@@ -509,7 +510,8 @@ class EditPipeline(PromptedPipeline):
             try:
                 metrics |= edit_figures(self)
             except InputError as error:
-                CONSOLE.print(f"[bold yellow]Only nerfstudio's own metrics: {error.problem}.")
+                why = f"Only nerfstudio's own metrics: {error.problem}."
+                CONSOLE.print(Text(why, "bold yellow"), soft_wrap=True)
         return metrics
 
     # ---------------------------------------------------------------- pictures

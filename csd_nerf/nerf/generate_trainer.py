@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.generate import GeneratePipeline, GeneratePipelineConfig
@@ -75,5 +76,5 @@ class GenerateTrainer(PromptedTrainer):
         config = self.config
         self.pipeline.begin(seed=config.machine.seed, max_steps=config.max_num_iterations)
         if config.load_checkpoint is None:
-            CONSOLE.print(f"Generating {config.pipeline.prompt!r}")
+            CONSOLE.print(Text(f"Generating {config.pipeline.prompt!r}"), soft_wrap=True)
         super()._load_checkpoint()

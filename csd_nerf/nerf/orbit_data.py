@@ -2,18 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Tuple, Type  # noqa: UP035 - the forms that tyro and nerfstudio resolve
 
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import DataManager, DataManagerConfig
 from nerfstudio.data.datamanagers.random_cameras_datamanager import RandomCamerasDataManager
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.pixel_samplers import PixelSamplerConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.data.utils.nerfstudio_collate import nerfstudio_collate
+from nerfstudio.model_components.ray_generators import RayGenerator
+from torch import Tensor
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.viewpoints import Viewpoints, orbit, random_viewpoints
@@ -127,7 +133,22 @@ class OrbitDataManager(RandomCamerasDataManager):
         DataManager.__init__(self)
 
     def setup_train(self) -> None:
-        """Nothing: a step draws its own cameras."""
+        """What `ns-export` goes through; a step draws its own cameras."""
+        self.train_pixel_sampler = PixelSamplerConfig().setup()
+
+    @cached_property
+    def _orbit(self) -> tuple[RayGenerator, dict[str, Tensor]]:
+        """Rays of the fixed cameras, and what the sampler wants of their pictures."""
+        dataset = self.train_dataset
+        assert dataset is not None, "it is made with the cameras"
+        batch = nerfstudio_collate([dataset[index] for index in range(len(dataset))])
+        return RayGenerator(dataset.cameras.to(self.device)), batch
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Tensor]]:
+        """Rays of random pixels of the fixed cameras, and these pixels, grey, for `ns-export`."""
+        generate_rays, pictures = self._orbit
+        batch = self.train_pixel_sampler.sample(pictures)
+        return generate_rays(batch["indices"]), batch
 
     def setup_eval(self) -> None:
         """The loaders that `ns-eval` and `ns-render` go through."""

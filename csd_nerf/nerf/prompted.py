@@ -18,6 +18,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerNumber, ViewerText
+from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -270,7 +271,7 @@ class PromptedPipeline(VanillaPipeline):
                 self.write_turntable(trainer.base_dir / "turntable.mp4")
             if writer.is_initialized():
                 writer.write_out_storage()  # nerfstudio writes for the last time before this runs
-            CONSOLE.print(f"Pictures and turntable: {trainer.base_dir}")
+            CONSOLE.print(Text(f"Pictures and turntable: {trainer.base_dir}"), soft_wrap=True)
 
         after_step, after_all = (
             TrainingCallbackLocation.AFTER_TRAIN_ITERATION,

@@ -4,13 +4,16 @@ import copy
 import dataclasses
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
-from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, is_out_of_memory
@@ -124,7 +127,8 @@ class PromptedTrainerConfig(SceneTrainerConfig):
             )
         self.recipe = self.recipe or saved.recipe
         self.machine = adopt(self.machine, default.machine, saved.machine)
-        CONSOLE.print(f"Going on with {folder}, up to {self.max_num_iterations} steps in all.")
+        steps = self.max_num_iterations
+        CONSOLE.print(Text(f"Going on with {folder}, up to {steps} steps in all."), soft_wrap=True)
 
     def _other_prompt_hint(self, saved: Any) -> str:
         """What to do instead of continuing a run with another prompt."""
@@ -149,6 +153,17 @@ class PromptedTrainerConfig(SceneTrainerConfig):
             apply_recipe(config, self._usual(), str(self.method_name), self.recipe, given)
 
 
+class _LockedAtTheEnd(TrainingCallback):
+    """A callback that has the model to itself after training, where nerfstudio does not hold the lock."""
+
+    def __init__(self, callback: TrainingCallback, lock: Lock) -> None:
+        self._callback, self._lock = callback, lock
+
+    def run_callback_at_location(self, step: int, location: TrainingCallbackLocation) -> None:
+        with self._lock if location is TrainingCallbackLocation.AFTER_TRAIN else nullcontext():
+            self._callback.run_callback_at_location(step, location)
+
+
 class PromptedTrainer(SceneTrainer):
     """nerfstudio's trainer with steps that may fail, counted from the start whatever was loaded."""
 
@@ -164,7 +179,11 @@ class PromptedTrainer(SceneTrainer):
         """Build the pipeline and load what is to be gone on from."""
         self._skipped_in_a_row = 0
         self._meter: CostMeter | None = None
-        super().setup(test_mode)
+        # The viewer draws from a thread of its own as soon as there is a pipeline, and switches the model to
+        # evaluation while it does: what is drawn and measured at the start has the model to itself.
+        with self.train_lock:
+            super().setup(test_mode)
+        self.callbacks = [_LockedAtTheEnd(callback, self.train_lock) for callback in self.callbacks]
 
     def train(self) -> None:
         """Run to `max_num_iterations` steps in all, those of a run that is continued included.
@@ -213,20 +232,21 @@ class PromptedTrainer(SceneTrainer):
             result = super().train_iteration(step)
         except NonFiniteResidual as error:
             self._skipped_in_a_row += 1
-            CONSOLE.print(f"[bold yellow]Step {step} skipped: {error}")
+            CONSOLE.print(Text(f"Step {step} skipped: {error}", "bold yellow"))
             if self._skipped_in_a_row >= NON_FINITE_STEPS_IN_A_ROW:
-                CONSOLE.print(
-                    f"[bold red]{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
+                why = (
+                    f"{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
                     f"{self.config.pipeline.guidance_option}.text-guidance or use "
                     "--pipeline.prior-precision float32."
                     f"{self._save_before(step)}"
                 )
+                CONSOLE.print(Text(why, "bold red"), soft_wrap=True)
                 raise SystemExit(1) from None
             zero = torch.zeros((), device=self.pipeline.device)
             return zero, {}, {}
         except RuntimeError as error:
             if is_out_of_memory(error) and (saved := self._save_before(step)):
-                CONSOLE.print(saved.strip())
+                CONSOLE.print(Text(saved.strip()), soft_wrap=True)
             raise
         self._skipped_in_a_row = 0
         if self._time_is_up():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
@@ -134,7 +135,8 @@ class EditTrainer(PromptedTrainer):
             origin=str(source),
         )
         if checkpoint == source:
-            CONSOLE.print(f"Editing {source}: {self.config.pipeline.prompt!r}")
+            prompt = self.config.pipeline.prompt
+            CONSOLE.print(Text(f"Editing {source}: {prompt!r}"), soft_wrap=True)
             return
         # The source's optimisers and schedulers are not those of the edit; the edit's own are.
         super()._load_checkpoint()
