@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class _Adam:
 
     lr: float = 1e-2
     """Learning rate of the first step."""
-    lr_final: Optional[float] = None  # noqa: UP045
+    lr_final: float | None = None
     """What it has fallen to, exponentially, after `max_steps`; None leaves it as it is."""
     max_steps: int = 200_000
 
