@@ -10,7 +10,7 @@ import pytest
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.methods import METHODS
-from csd_nerf.recipes import RECIPES, apply_recipe, options_given
+from csd_nerf.settings_files import RECIPES, apply_recipe, options_given
 
 EDITS = [name for name in METHODS if name.endswith("-edit") or name in ("csd-edit-dataset", "in2n-baseline")]
 
@@ -31,7 +31,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_the_recipe_tiny_has_every_edit() -> None:
-    assert len(EDITS) >= 7 and "tiny" in RECIPES
+    assert len(EDITS) >= 7 and RECIPES == ("tiny",)
     for method in EDITS:
         config = applied("tiny", method)
         assert config.machine.device_type == "cpu" and config.pipeline.render_size == 64
@@ -62,6 +62,7 @@ def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
     prompt: make it night
     data: captures/bear
     pipeline:
+      particles: 6
       model: {num_proposal_samples_per_ray: [24, 12]}
       objective: {bandwidth: 3}
     for:
@@ -72,7 +73,7 @@ def test_a_recipe_of_one_s_own(tmp_path: Path) -> None:
     assert config.prompt == "make it night" and config.data == Path("captures/bear")
     assert config.pipeline.model.num_proposal_samples_per_ray == (24, 12)
     assert config.pipeline.objective.bandwidth == 3 and config.pipeline.particles == 8
-    assert applied(written(tmp_path, text), "dds-edit").pipeline.particles == 4
+    assert applied(written(tmp_path, text), "dds-edit").pipeline.particles == 6
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,6 @@ def test_recipes_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> No
 def test_unknown_recipes() -> None:
     with pytest.raises(InputError, match="tiny, or a YAML file"):
         applied("huge")
+    command = copy.deepcopy(METHODS["csd-edit"])
+    with pytest.raises(InputError, match="the recipe tiny is not for image"):
+        apply_recipe(command, command, "image", "tiny")

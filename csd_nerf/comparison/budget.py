@@ -11,7 +11,7 @@ from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.priors.folder import is_image_conditioned
 from csd_nerf.priors.loading import check_prior
-from csd_nerf.recipes import apply_recipe
+from csd_nerf.settings_files import apply_recipe
 
 PER_VIEW = "per-view"
 """InstructPix2Pix on each view by itself, the inconsistent extreme; no method of nerfstudio."""

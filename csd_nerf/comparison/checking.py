@@ -24,8 +24,8 @@ from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.priors.folder import is_image_conditioned
 from csd_nerf.priors.loading import check_prior
-from csd_nerf.recipes import find_recipe
 from csd_nerf.scenes.operators import CAPTIONS
+from csd_nerf.settings_files import RECIPES, find_recipe
 
 USUAL_EVALUATIONS = (1600, 4800)
 """Budgets where none are given."""
@@ -170,10 +170,9 @@ def _instructions(options: Compare) -> tuple[Instruction, ...]:
 
 def _recipe(recipe: str | None) -> str | None:
     """Its name, or the whole path of a file: commands run in another folder."""
-    if recipe is None:
-        return None
-    file = find_recipe(recipe)
-    return recipe if file.stem == recipe else str(file.resolve())
+    if recipe is None or recipe in RECIPES:
+        return recipe
+    return str(find_recipe(recipe).resolve())
 
 
 def _check_method(

@@ -1,38 +1,25 @@
-"""The published methods by name, each with the settings it was published with."""
+"""The published methods by name, with the settings that their files in `configs/` have."""
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass, field
+from typing import Any
 
+from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import ObjectiveConfig
-from csd_nerf.distillation.structure import StructureConfig
 from csd_nerf.errors import InputError
+from csd_nerf.settings_files import method_file, read_method, set_options
 
-# Bounds of t are fractions of 999, the last of 1000 timesteps: DDS and CDS draw 50..948, PDS 21..979.
-_PRESETS = {
-    "sds": ObjectiveConfig(
-        residual="sds", transport="independent", min_timestep=0.02, max_timestep=0.98, text_guidance=100.0
-    ),
-    "csd": ObjectiveConfig(
-        residual="sds", transport="svgd", min_timestep=0.02, max_timestep=0.98, text_guidance=100.0
-    ),
-    "dds": ObjectiveConfig(
-        residual="dds", transport="independent", min_timestep=0.05, max_timestep=0.949, text_guidance=7.5
-    ),
-    "csd-edit": ObjectiveConfig(),
-    "cds": ObjectiveConfig(
-        residual="dds",
-        transport="independent",
-        min_timestep=0.05,
-        max_timestep=0.949,
-        text_guidance=7.5,
-        structure=StructureConfig(loss="cut"),
-    ),
-    "pds": ObjectiveConfig(
-        residual="pds", transport="independent", min_timestep=0.021, max_timestep=0.98, text_guidance=100.0
-    ),
+_METHODS = {
+    "sds": "sds-edit",
+    "csd": "csd-generate",
+    "dds": "dds-edit",
+    "csd-edit": "csd-edit",
+    "cds": "cds-edit",
+    "pds": "pds-edit",
 }
-PRESETS = tuple(_PRESETS)
+"""The method of nerfstudio's that each belongs to: its file has the numbers."""
+PRESETS = tuple(_METHODS)
 """Names of the methods."""
 
 
@@ -54,6 +41,45 @@ def preset(name: str) -> ObjectiveConfig:
         >>> preset("cds").structure.weight
         3.0
     """
+    return _objective(name, _read(name))
+
+
+@dataclass
+class LatentEditConfig:
+    """How a picture's latents are edited without a scene."""
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is distilled."""
+    descent: DescentConfig = field(default_factory=DescentConfig)
+    """How far the latents go along it."""
+
+
+def latent_edit(name: str, prior: str) -> LatentEditConfig:
+    """What a published method begins with on pictures and clips.
+
+    Args:
+        name: one of `PRESETS`.
+        prior: of a bundled one, by its name, the values are those that suit it.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    settings = _read(name)
+    editors = dict(settings["editors"])
+    suited = editors.pop("priors", {})
+    config = LatentEditConfig(_objective(name, settings))
+    for values in (editors, suited.get(prior, {})):
+        set_options(config, values, method_file(_METHODS[name]), path=("editors",))
+    return config
+
+
+def _objective(name: str, settings: dict[str, Any]) -> ObjectiveConfig:
+    config = ObjectiveConfig()
+    set_options(config, settings["objective"], method_file(_METHODS[name]), path=("objective",))
+    return config
+
+
+def _read(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise InputError(
             "there is no published method of this name",
@@ -61,4 +87,4 @@ def preset(name: str) -> ObjectiveConfig:
             got=repr(name),
             hint="or put one together from residual, transport and structure loss",
         )
-    return copy.deepcopy(_PRESETS[name])
+    return read_method(_METHODS[name])

@@ -122,7 +122,7 @@ class EditCommand(EditSettings):
         """
         if self.recipe is None:
             return self
-        from csd_nerf.recipes import apply_recipe, options_given
+        from csd_nerf.settings_files import apply_recipe, options_given
 
         command = dataclasses.replace(self, recipe=None)
         # Whatever they were given as, no recipe decides on these.

@@ -8,34 +8,10 @@ from csd_nerf.errors import InputError
 
 if TYPE_CHECKING:
     from csd_nerf.distillation import DescentConfig, Objective, ObjectiveConfig
+    from csd_nerf.distillation.presets import LatentEditConfig
     from csd_nerf.priors import Prior
 
 Method = Literal["csd-edit", "dds", "cds", "sds", "pds", "csd"]
-
-LEARNING_RATES = {"csd-edit": 0.25, "dds": 0.05, "cds": 0.05, "pds": 0.1, "sds": 0.02, "csd": 0.02}
-"""For rows of the kernel that sum to one and residuals that are not scaled by the latents' size. CSD-Edit and
-DDS as released, in these units; CDS as DDS. Those of PDS, SDS and CSD take steps of about the same length at
-the guidance of 100 that they were published with."""
-
-_TWO_CAPTIONS = {
-    "steps": 40,
-    "learning_rate": 0.2,
-    "text_guidance": 3.0,
-    "min_timestep": 0.02,
-    "max_timestep": 0.95,
-}
-SUITED: dict[tuple[str, str], dict[str, Any]] = {
-    ("tiny-instruct", "csd-edit"): {
-        "steps": 20,
-        "learning_rate": 0.6,
-        "text_guidance": 3.5,
-        "min_timestep": 0.02,
-        "max_timestep": 0.6,
-    },
-    ("tiny-sd", "dds"): _TWO_CAPTIONS,
-    ("tiny-sd", "cds"): _TWO_CAPTIONS,
-}
-"""What suits a bundled prior and a method where the published values do not."""
 
 
 @dataclass
@@ -80,30 +56,28 @@ class EditSettings:
     """U-Net rows evaluated at a time (csd-edit has 5 per particle); bounds memory."""
 
     def objective_config(self) -> "ObjectiveConfig":
-        """The method's settings with what was given, or suits the prior, put in."""
-        from csd_nerf.distillation import preset
-
-        config = preset(self.method)
+        """The method's settings, or what suits the prior, with what was given put in."""
+        config = self._usual().objective
         config.image_guidance = self.image_guidance
         self._put_in(config, ("text_guidance", "min_timestep", "max_timestep", "transport"))
         return config
 
     def descent(self) -> "DescentConfig":
         """Steps and learning rate, as given or as suits method and prior."""
-        from csd_nerf.distillation import DescentConfig
-
-        descent = DescentConfig(learning_rate=LEARNING_RATES[self.method])
+        descent = self._usual().descent
         self._put_in(descent, ("steps", "learning_rate"))
         return descent
 
+    def _usual(self) -> "LatentEditConfig":
+        from csd_nerf.distillation.presets import latent_edit
+
+        return latent_edit(self.method, self.prior)
+
     def _put_in(self, config: Any, names: tuple[str, ...]) -> None:
-        """Set what was given, or suits the prior; the rest is left to the method."""
-        suited = SUITED.get((self.prior, self.method), {})
+        """Set what was given; the rest is left as it is."""
         for name in names:
-            given = getattr(self, name)
-            value = suited.get(name) if given is None else given
-            if value is not None:
-                setattr(config, name, value)
+            if (given := getattr(self, name)) is not None:
+                setattr(config, name, given)
 
     def check(self, prompts: tuple[str, ...]) -> None:
         """Refuse what can be seen to be wrong without the prior's weights.

@@ -19,7 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber
 from rich.text import Text
 from torch import Tensor
-from torch.nn import Parameter, functional
+from torch.nn import Parameter
 
 from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
@@ -116,9 +116,6 @@ class EditPipelineConfig(PromptedPipelineConfig):
     kept_views: int = 16
     """How many edited views the scene is fitted to, the newest; 0 is every training view, with its photo for
     as long as it has not been edited."""
-    detail: int = 1
-    """Rays along each side of a pixel of the prior's views at which these are drawn and fitted. The change comes
-    from the prior at its size, the detail of the targets from the scene at this one."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """How noise predictions become a gradient on the latents of the views."""
     descent: DescentConfig = field(
@@ -172,7 +169,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
 
     def check(self) -> None:
         super().check()
-        require_at_least_one(self, "render_size", "rays_per_chunk", "detail")
+        require_at_least_one(self, "render_size", "rays_per_chunk")
         for name, meaning in (
             ("particles", "at least 1, or 0 for every training view"),
             ("fits_per_round", "at least 1, or 0 to edit once"),
@@ -187,9 +184,9 @@ class EditPipelineConfig(PromptedPipelineConfig):
             require(value >= 1, f"pipeline.datamanager.{name}", "at least 1", value)
         patch = manager.patch_size
         require(
-            patch <= self.render_size * self.detail,
+            patch <= self.render_size,
             "pipeline.datamanager.patch_size",
-            f"at most the render size, {self.render_size * self.detail}",
+            f"at most the render size, {self.render_size}",
             patch,
         )
         if weight:
@@ -329,9 +326,9 @@ class EditPipeline(PromptedPipeline):
             max_steps=max_steps,
             source_weights={name: value.cpu().clone() for name, value in self.model.state_dict().items()},
             targets=Targets(
-                self.datamanager.train_cameras(config.detail * height, config.detail * width),
+                self.datamanager.train_cameras(height, width),
                 config.kept_views,
-                self._photos(config.detail * height, config.detail * width),
+                self._photos(height, width),
             ),
             fit=Fit(
                 rays=manager.train_num_rays_per_batch,
@@ -400,8 +397,7 @@ class EditPipeline(PromptedPipeline):
         indices = edit.sampler(number)
         with torch.autocast(self.device.type, enabled=False):
             source, condition = self._source_latents(indices)
-            fine = draw(self.model, edit.targets.cameras, indices)
-            views = functional.avg_pool2d(fine, self.config.detail)
+            views = draw(self.model, edit.cameras, indices)
             targets = edit.edit(
                 RoundViews(
                     images=views,
@@ -415,19 +411,16 @@ class EditPipeline(PromptedPipeline):
                     else 1,
                 )
             )
-            targets = fine + functional.interpolate(
-                targets - views, scale_factor=self.config.detail, mode="bilinear", align_corners=False
-            )
         edit.targets.put(indices, targets)
-        edit.watched = (indices[0], fine[0], targets[0])
-        self._warn(edit.alarm.asked(fine, targets))
+        edit.watched = (indices[0], views[0], targets[0])
+        self._warn(edit.alarm.asked(views, targets))
 
     def _check_followed(self, edit: "RunningEdit") -> None:
         """See what a round has done to one of its views."""
         if edit.watched is None or not self.config.kept_views or not edit.alarm.watches_followed:
             return
         index, view, target = edit.watched
-        self._warn(edit.alarm.followed(view, draw(self.model, edit.targets.cameras, [index])[0], target))
+        self._warn(edit.alarm.followed(view, draw(self.model, edit.cameras, [index])[0], target))
 
     def _published_step(self, edit: "RunningEdit", step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One gradient of score distillation, straight into the field (2307.04787, section 4)."""

@@ -24,7 +24,7 @@ from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig
 from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
 from csd_nerf.priors.loading import check_prior
-from csd_nerf.recipes import apply_recipe, options_given
+from csd_nerf.settings_files import apply_recipe, options_given
 
 NON_FINITE_STEPS_IN_A_ROW = 5
 """So many skipped steps in a row end the edit: it will not recover by itself."""

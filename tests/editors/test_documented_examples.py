@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from csd_nerf.editors import settings
+from csd_nerf.distillation import presets
 from csd_nerf.media import read_clip, write_clip
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "editors.md"
@@ -23,8 +23,14 @@ EXAMPLES = re.findall(
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what the examples read, small, and one step for edits that leave the number to the prior."""
     monkeypatch.chdir(tmp_path)
-    usual = settings.SUITED["tiny-instruct", "csd-edit"]
-    monkeypatch.setitem(settings.SUITED, ("tiny-instruct", "csd-edit"), usual | {"steps": 1})
+
+    def one_step(name: str, prior: str) -> presets.LatentEditConfig:
+        config = latent_edit(name, prior)
+        config.descent.steps = 1
+        return config
+
+    latent_edit = presets.latent_edit
+    monkeypatch.setattr(presets, "latent_edit", one_step)
     Image.linear_gradient("L").resize((60, 40)).save("photo.jpg")
     write_clip(torch.rand(3, 3, 32, 48), Path("wolf.mp4"), frame_rate=Fraction(10))
 

@@ -185,7 +185,7 @@ def test_a_descent_is_that_of_the_latents_of_the_views(small: Make) -> None:
     """The loop's edit against a plain loop over `Objective.gradient`, with annealed timesteps."""
     from csd_nerf.distillation.objective import Objective
 
-    settings = {"pipeline__objective__timesteps": "annealed", "pipeline__detail": 1}
+    settings = {"pipeline__objective__timesteps": "annealed"}
     pipeline = run(small("csd-edit", max_num_iterations=9, **settings)).pipeline
     edit, config = pipeline._edit, pipeline.config
     indices = edit.sampler(1)
@@ -368,7 +368,6 @@ def test_lpips_without_weights_is_refused(small: Make, tmp_path: Path, monkeypat
         ("csd-edit-dataset", {"pipeline__particles": 99}, "--pipeline.particles 4"),
         ("csd-edit-dataset", {"pipeline__fits_per_round": -1}, "--pipeline.fits-per-round"),
         ("csd-edit", {"pipeline__kept_views": -1}, "--pipeline.kept-views"),
-        ("csd-edit", {"pipeline__detail": 0}, "--pipeline.detail"),
         ("csd-edit-dataset", {"pipeline__descent__learning_rate": -1.0}, "--pipeline.descent.learning-rate"),
         ("csd-edit-dataset", {"pipeline__objective__residual": "dds"}, "--pipeline.source-prompt"),
         ("in2n-baseline", {"pipeline__sampling__steps": 0}, "--pipeline.sampling.steps"),

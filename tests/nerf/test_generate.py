@@ -18,7 +18,7 @@ from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.orbit_data import OrbitDataManagerConfig
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.nerf.viewpoints import Viewpoints, orbit, random_viewpoints, side_of
-from csd_nerf.recipes import apply_recipe
+from csd_nerf.settings_files import apply_recipe
 
 Make = Any
 RANGES = {
