@@ -19,7 +19,7 @@ from csd_nerf.editors.base_command import EditCommand
 from csd_nerf.editors.command import Image, Panorama
 from csd_nerf.editors.video_command import Video
 from csd_nerf.errors import exit_on_input_error
-from csd_nerf.evaluation.command import Evaluate
+from csd_nerf.nerf.evaluate_command import Evaluate
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,

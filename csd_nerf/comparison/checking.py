@@ -15,13 +15,13 @@ from csd_nerf.comparison.budget import (
     price_of,
     steps_for,
 )
-from csd_nerf.comparison.command import Compare
 from csd_nerf.comparison.given import check_given, check_scene, known_descriptions
+from csd_nerf.comparison.options import CompareOptions
 from csd_nerf.comparison.settings import Instruction, Measures, Settings
 from csd_nerf.demo.command import LEAST_FRAMES
 from csd_nerf.errors import InputError
-from csd_nerf.evaluation.command import LEAST_SIZE
 from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.evaluate_command import LEAST_SIZE
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.priors.folder import is_image_conditioned
 from csd_nerf.priors.loading import check_prior
@@ -32,7 +32,7 @@ USUAL_EVALUATIONS = (1600, 4800)
 """Budgets where none are given."""
 
 
-def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, str]]]:
+def checked(options: CompareOptions) -> tuple[Settings, dict[Path, tuple[Instruction, str]]]:
     """What the options ask for, and the edits that were made elsewhere.
 
     Raises:
@@ -71,7 +71,7 @@ def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, s
     return settings, given
 
 
-def _check_numbers(options: Compare) -> None:
+def _check_numbers(options: CompareOptions) -> None:
     for name, least in (("views", 1), ("per_view_steps", 1), ("train_steps", 1), ("turntable_frames", 0)):
         _at_least(name, getattr(options, name), least)
     if options.size is not None:
@@ -87,7 +87,7 @@ def _check_numbers(options: Compare) -> None:
         )
 
 
-def _check_budgets(options: Compare) -> None:
+def _check_budgets(options: CompareOptions) -> None:
     if options.evaluations and options.minutes:
         raise InputError(
             "there are budgets of two kinds",
@@ -128,7 +128,7 @@ def _different(name: str, values: Sequence[Any]) -> None:
         )
 
 
-def _check_methods(options: Compare) -> None:
+def _check_methods(options: CompareOptions) -> None:
     unknown = [method for method in options.methods if method not in (*EDITING, PER_VIEW)]
     if unknown:
         hint = "check the spelling"
@@ -153,7 +153,7 @@ def _check_methods(options: Compare) -> None:
         )
 
 
-def _instructions(options: Compare) -> tuple[Instruction, ...]:
+def _instructions(options: CompareOptions) -> tuple[Instruction, ...]:
     described = options.descriptions
     if described and len(described) != len(options.prompts):
         raise InputError(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Optional
 import tyro
 
 from csd_nerf.errors import exit_on_input_error, memory_explained
-from csd_nerf.evaluation.command import LESS, ROOM
+from csd_nerf.nerf.evaluate_command import LESS, ROOM
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from csd_nerf.evaluation.evaluate import Drawing, Settings
     from csd_nerf.evaluation.figures import Evaluation
     from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+    from csd_nerf.nerf.evaluate_run import Drawing, Settings
 
 JPEG_QUALITY = 85
 FRAMES_PER_SECOND = 8
@@ -74,7 +74,7 @@ def carry_out(options: Measuring) -> None:
     """
     import torch
 
-    from csd_nerf.evaluation.evaluate import Settings
+    from csd_nerf.nerf.evaluate_run import Settings
 
     settings = Settings(
         views=options.views,
@@ -117,8 +117,9 @@ class _Edit:
 
 
 def _measured_run(options: Measuring, settings: "Settings") -> _Edit:
-    from csd_nerf.evaluation.edited_run import open_edited_run, source_scene
-    from csd_nerf.evaluation.evaluate import draw_edit, evaluate_drawing
+    from csd_nerf.nerf.edited_run import open_edited_run
+    from csd_nerf.nerf.evaluate_run import draw_edit, evaluate_drawing
+    from csd_nerf.nerf.source_scene import source_scene
 
     assert options.run is not None
     run = open_edited_run(options.run)
@@ -130,10 +131,10 @@ def _measured_run(options: Measuring, settings: "Settings") -> _Edit:
 def _edited_views(options: Measuring, settings: "Settings") -> _Edit:
     from csd_nerf.comparison.budget import PER_VIEW
     from csd_nerf.comparison.per_view import PerViewEditor, open_scene
-    from csd_nerf.evaluation.evaluate import EvaluationViews, versions, view_facts
     from csd_nerf.evaluation.figures import Evaluation
     from csd_nerf.evaluation.measure import load_networks, measure
     from csd_nerf.nerf.cost import NOTHING, CostMeter
+    from csd_nerf.nerf.evaluate_run import EvaluationViews, versions, view_facts
 
     assert options.scene is not None, "either --run or --scene is given"
     pipeline = open_scene(options.scene, data=options.data, prompt=options.instruction, recipe=options.recipe)

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.comparison.budget import method_config
-from csd_nerf.evaluation.evaluate import Drawn
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+from csd_nerf.nerf.evaluate_run import Drawn
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.priors.loading import check_prior
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
-from csd_nerf.nerf.views import closest_point
+from csd_nerf.cameras import closest_point
 
 SHORT_DEGREES = 8.0
 """Parallax wanted of a short baseline."""

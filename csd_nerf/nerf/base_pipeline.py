@@ -252,7 +252,7 @@ class BaseEditPipeline(PromptedPipeline):
         """
         metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
         if self._edit is None:
-            from csd_nerf.evaluation.evaluate import edit_figures  # pulls in torchmetrics and transformers
+            from csd_nerf.nerf.evaluate_run import edit_figures  # pulls in torchmetrics and transformers
 
             try:
                 metrics |= edit_figures(self)

@@ -27,6 +27,7 @@ from csd_nerf.nerf.generate_trainer import GenerateTrainerConfig
 from csd_nerf.nerf.generated_model import GeneratedModelConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.pipeline import EditPipelineConfig
+from csd_nerf.nerf.registry import METHODS
 from csd_nerf.nerf.scene_trainer import SceneTrainerConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.recipes import apply_recipe
@@ -262,7 +263,7 @@ csd_generate = MethodSpecification(
     description="Text-to-3D from nothing, without data, with CSD (Stable Diffusion, 24 GB GPU).",
 )
 
-METHODS = {
+METHODS |= {
     str(method.config.method_name): copy.deepcopy(method.config)
     for method in (
         csd_nerfacto,
@@ -278,4 +279,3 @@ METHODS = {
         csd_generate,
     )
 }
-"""Each method's configuration before a command line changes it."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
+from csd_nerf.cameras import closest_point
 from csd_nerf.errors import InputError
 
 
@@ -164,10 +165,3 @@ def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) ->
         height=height,
         camera_type=CameraType.PERSPECTIVE,
     ).to(positions.device)
-
-
-def closest_point(origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, " 3"]:
-    """The point nearest to all viewing axes, in the least-squares sense."""
-    directions = F.normalize(directions, dim=1)
-    across = torch.eye(3, device=origins.device) - directions[:, :, None] * directions[:, None, :]
-    return torch.linalg.lstsq(across.sum(0), (across @ origins[:, :, None]).sum(0)).solution[:, 0]

@@ -15,9 +15,9 @@ from nerf_runs import make_edit_config, run
 
 from csd_nerf.cli import main
 from csd_nerf.errors import InputError
-from csd_nerf.evaluation.edited_run import open_edited_run
 from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.cost import read_cost, write_cost
+from csd_nerf.nerf.edited_run import open_edited_run
 
 Make = Any
 OFFLINE = ("clip_direction_consistency", "structure_distance", "lpips_to_source", "lpips_to_known_edit")
@@ -72,7 +72,7 @@ def test_an_edit_is_measured_without_weights_or_network(edit_run: Path, tmp_path
 
 
 def test_ns_eval_has_the_same_figures_and_leaves_the_edit_as_it_was(edit_run: Path, capsys: Any) -> None:
-    from csd_nerf.evaluation.evaluate import Settings, evaluate
+    from csd_nerf.nerf.evaluate_run import Settings, evaluate
 
     edited = open_edited_run(edit_run)
     weights = {name: value.clone() for name, value in edited.pipeline.model.state_dict().items()}

@@ -58,9 +58,9 @@ class Evaluate:
         console = Console()
         with warnings.catch_warnings(), console.status("opening the run") as status:
             warnings.simplefilter("ignore")  # nerfstudio's and torch's about their own code, line after line
-            from csd_nerf.evaluation.edited_run import open_edited_run
-            from csd_nerf.evaluation.evaluate import Settings, evaluate
             from csd_nerf.evaluation.table import print_evaluation
+            from csd_nerf.nerf.edited_run import open_edited_run
+            from csd_nerf.nerf.evaluate_run import Settings, evaluate
 
             settings = Settings(
                 views=self.views,

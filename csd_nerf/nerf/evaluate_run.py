@@ -7,25 +7,27 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 import csd_nerf
-from csd_nerf.evaluation.edited_run import EditedRun, source_scene
 from csd_nerf.evaluation.figures import Evaluation
 from csd_nerf.evaluation.measure import DrawnEdit, KnownEdit, load_networks, measure
 from csd_nerf.evaluation.pixels import psnr
-from csd_nerf.evaluation.renders import render_with_depth
 from csd_nerf.evaluation.reprojection import TOLERANCE, Views
 from csd_nerf.evaluation.viewpoints import Viewpoints, choose_viewpoints
 from csd_nerf.evaluation.weights import CLIP
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.cost import read_cost
-from csd_nerf.nerf.pipeline import EditPipelineConfig
+from csd_nerf.nerf.depth_renders import render_with_depth
+from csd_nerf.nerf.source_scene import source_scene
 from csd_nerf.nerf.views import view_size
 from csd_nerf.scenes.operators import answers_to
+
+if TYPE_CHECKING:
+    from csd_nerf.nerf.base_pipeline import BaseEditPipeline
+    from csd_nerf.nerf.edited_run import EditedRun
 
 Say = Callable[[str], None]
 """Takes what is being done now, for a display."""
@@ -183,9 +185,10 @@ class EvaluationViews:
         if before.photographed is not None and after.photographed is not None:
             photos = manager.eval_photos(self._indices, *self._size).cpu()
             known = nearest_answer(self._answers, photos, before.photographed, after.photographed)
-        text, source_text, config = settings.text, settings.source_text, pipeline.config
-        if isinstance(config, EditPipelineConfig) and config.source_prompt:
-            text, source_text = text or pipeline.prompt.value, source_text or config.source_prompt
+        text, source_text = settings.text, settings.source_text
+        # Edits that sample pictures have no source prompt: theirs is an instruction.
+        if source_prompt := getattr(pipeline.config, "source_prompt", ""):
+            text, source_text = text or pipeline.prompt.value, source_text or source_prompt
         edit = DrawnEdit(
             before=before.views,
             after=after.views,
