@@ -187,9 +187,9 @@ def _save_videos(edit: _Edit, options: Measuring) -> None:
     """The turntable after the edit and, when no other edit has drawn it, before."""
     import torch
 
+    from csd_nerf.cameras import turntable_cameras, view_size
     from csd_nerf.comparison.jobs import VIDEO, VIDEO_SIZE
     from csd_nerf.nerf.pictures import save_video
-    from csd_nerf.nerf.views import turntable_cameras, view_size
 
     captured = edit.pipeline.datamanager.train_dataset.cameras.to(edit.pipeline.device)
     size = view_size(captured, min(options.size, VIDEO_SIZE) // 2 * 2, 2)

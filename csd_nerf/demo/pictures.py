@@ -53,10 +53,10 @@ def draw(options: DrawPictures) -> None:
     """
     import torch
 
+    from csd_nerf.cameras import turntable_cameras, view_size
     from csd_nerf.nerf.edited_run import open_edited_run
     from csd_nerf.nerf.pictures import save_png, save_video, sheet
     from csd_nerf.nerf.source_scene import source_scene
-    from csd_nerf.nerf.views import turntable_cameras, view_size
     from csd_nerf.scenes.operators import answers_to
 
     pipeline = open_edited_run(options.run).pipeline

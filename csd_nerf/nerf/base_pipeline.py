@@ -16,6 +16,7 @@ from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber
 from torch import Tensor
 from torch.nn import Parameter
 
+from csd_nerf.cameras import CameraSampler, turntable_cameras, view_size
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
@@ -25,7 +26,6 @@ from csd_nerf.nerf.region_box import BoxControls
 from csd_nerf.nerf.region_hull import Hull
 from csd_nerf.nerf.rendering import holding, render_still
 from csd_nerf.nerf.source_field import keep_source_field
-from csd_nerf.nerf.views import CameraSampler, turntable_cameras, view_size
 from csd_nerf.priors.control import ControlConfig
 
 VISIBLE_CHANGE = 0.01

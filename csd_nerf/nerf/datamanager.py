@@ -15,8 +15,8 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from torch import Tensor
 
+from csd_nerf.cameras import fit_cameras, fit_photo
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.views import fit_cameras, fit_photo
 
 
 @dataclass

@@ -13,6 +13,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 import csd_nerf
+from csd_nerf.cameras import view_size
 from csd_nerf.evaluation.figures import Evaluation
 from csd_nerf.evaluation.measure import DrawnEdit, KnownEdit, load_networks, measure
 from csd_nerf.evaluation.pixels import psnr
@@ -22,7 +23,6 @@ from csd_nerf.evaluation.weights import CLIP
 from csd_nerf.nerf.cost import read_cost
 from csd_nerf.nerf.depth_renders import render_with_depth
 from csd_nerf.nerf.source_scene import source_scene
-from csd_nerf.nerf.views import view_size
 from csd_nerf.scenes.operators import answers_to
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from nerfstudio.utils import writer
 from torch import Tensor
 from torch.nn import Parameter, functional
 
+from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError
@@ -27,7 +28,6 @@ from csd_nerf.nerf.prompted import (
 )
 from csd_nerf.nerf.rendering import render_views
 from csd_nerf.nerf.viewpoints import SIDES, Viewpoints, view_prompt
-from csd_nerf.nerf.views import check_short_side
 
 
 @dataclass

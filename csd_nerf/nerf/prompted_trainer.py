@@ -12,6 +12,7 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, is_out_of_memory
 from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
@@ -19,7 +20,6 @@ from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, req
 from csd_nerf.nerf.registry import METHODS
 from csd_nerf.nerf.runs import Run, adopt
 from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig
-from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
 from csd_nerf.priors.loading import check_prior
 from csd_nerf.recipes import apply_recipe, options_given

@@ -9,13 +9,13 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 
+from csd_nerf.cameras import corrected_cameras, fit_cameras, view_size
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.region_box import Box, BoxControls
-from csd_nerf.nerf.region_hull import Hull, check_camera_types, corrected_cameras
+from csd_nerf.nerf.region_hull import Hull, check_camera_types
 from csd_nerf.nerf.region_masks import check_masks, read_mask
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.nerf.source_field import Inside
-from csd_nerf.nerf.views import fit_cameras, view_size
 
 MASK_SIZE = 512
 """Short side, in pixels, at which masks are looked at."""

@@ -12,9 +12,9 @@ import pytest
 import torch
 from nerf_runs import refusal, run, run_until_killed
 
+from csd_nerf.cameras import fit_cameras
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.nerf.training_pictures import TrainingPictures, as_bytes
-from csd_nerf.nerf.views import fit_cameras
 
 Make = Any
 METHODS = ["csd-edit-dataset", "in2n-baseline"]

@@ -20,6 +20,7 @@ from nerfstudio.fields.base_field import Field
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 
+from csd_nerf.cameras import fit_cameras
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.dataset_pipeline import DatasetEditPipeline
 from csd_nerf.nerf.region import _spread
@@ -28,7 +29,6 @@ from csd_nerf.nerf.region_hull import Hull, project
 from csd_nerf.nerf.region_masks import read_mask
 from csd_nerf.nerf.rendering import render_still, render_views
 from csd_nerf.nerf.runs import find_run, read_checkpoint
-from csd_nerf.nerf.views import fit_cameras
 from csd_nerf.scenes.still_life import BALL, OBJECT_NAMES, VASE
 
 Make = Any
