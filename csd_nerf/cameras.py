@@ -17,7 +17,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 
 PARALLEL = 1e-5
 """Radians between viewing axes up to which they count as parallel; float32 resolves about 1e-7."""
@@ -59,14 +59,14 @@ def check_short_side(short_side: int, multiple: int, flag: str = "--pipeline.ren
     Raises:
         InputError: when `short_side` is not a multiple of the autoencoder's factor.
     """
-    if short_side <= 0 or short_side % multiple:
-        lower = max(short_side // multiple, 1) * multiple
-        raise InputError(
-            f"{flag} does not fit the prior's autoencoder",
-            expected=f"a positive multiple of {multiple}",
-            got=f"{short_side}",
-            hint=f"use `{flag} {lower}` or {lower + multiple}",
-        )
+    lower = max(short_side // multiple, 1) * multiple
+    check(
+        short_side > 0 and short_side % multiple == 0,
+        f"{flag} does not fit the prior's autoencoder",
+        expected=f"a positive multiple of {multiple}",
+        got=short_side,
+        hint=f"use `{flag} {lower}` or {lower + multiple}",
+    )
 
 
 def fit_cameras(cameras: Cameras, height: int, width: int) -> Cameras:
@@ -137,13 +137,13 @@ class CameraSampler:
 
     def __init__(self, cameras: Cameras, views: int, seed: int, option: str) -> None:
         count = len(cameras)
-        if not 1 <= views <= count:
-            raise InputError(
-                "there are not enough cameras for the views that are edited together",
-                expected=f"between 1 and {count} views, the number of training cameras",
-                got=f"{views}",
-                hint=f"use `{option} {min(4, count)}`, or a dataset with more photos",
-            )
+        check(
+            1 <= views <= count,
+            "there are not enough cameras for the views that are edited together",
+            expected=f"between 1 and {count} views, the number of training cameras",
+            got=views,
+            hint=f"use `{option} {min(4, count)}`, or a dataset with more photos",
+        )
         positions = cameras.camera_to_worlds[:, :3, 3].cpu()
         offset = positions - positions.mean(0)
         by_angle = torch.argsort(torch.atan2(offset[:, 1], offset[:, 0]))

@@ -19,7 +19,7 @@ from csd_nerf.comparison.given import check_given, check_scene, known_descriptio
 from csd_nerf.comparison.options import CompareOptions
 from csd_nerf.comparison.settings import Instruction, Measures, Settings
 from csd_nerf.demo.command import LEAST_FRAMES
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.evaluate_command import LEAST_SIZE
 from csd_nerf.nerf.runs import find_run
@@ -73,47 +73,41 @@ def checked(options: CompareOptions) -> tuple[Settings, dict[Path, tuple[Instruc
 
 def _check_numbers(options: CompareOptions) -> None:
     for name, least in (("views", 1), ("per_view_steps", 1), ("train_steps", 1), ("turntable_frames", 0)):
-        _at_least(name, getattr(options, name), least)
-    if options.size is not None:
-        _at_least("size", options.size, LEAST_SIZE)
+        check_at_least(name, getattr(options, name), least)
+    check_at_least("size", options.size, LEAST_SIZE)
     for seed in options.seeds:
-        _at_least("seeds", seed, 0)
+        check_at_least("seeds", seed, 0)
     for name in ("prompts", "methods", "seeds"):
         _different(name, getattr(options, name))
     _check_budgets(options)
-    if not options.seeds:
-        raise InputError(
-            "no seed was given", expected="at least one", got="none", hint="leave out --seeds for 0 1 2"
-        )
+    check(
+        bool(options.seeds),
+        "no seed was given",
+        expected="at least one",
+        got="none",
+        hint="leave out --seeds for 0 1 2",
+    )
 
 
 def _check_budgets(options: CompareOptions) -> None:
-    if options.evaluations and options.minutes:
-        raise InputError(
-            "there are budgets of two kinds",
-            expected="--evaluations or --minutes",
-            got="both",
-            hint="leave out one of them",
-        )
+    check(
+        not (options.evaluations and options.minutes),
+        "there are budgets of two kinds",
+        expected="--evaluations or --minutes",
+        got="both",
+        hint="leave out one of them",
+    )
     for name, budgets, example in (
         ("evaluations", options.evaluations, "1600 4800"),
         ("minutes", options.minutes, "2 5"),
     ):
         rising = all(earlier < later for earlier, later in zip(budgets, budgets[1:], strict=False))
-        if budgets and not (rising and budgets[0] > 0 and budgets[-1] < math.inf):
-            raise InputError(
-                f"--{name} cannot be used",
-                expected="budgets above 0, rising",
-                got=" ".join(map(str, budgets)),
-                hint=f"write the smallest first: --{name} {example}",
-            )
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(
-            f"{flag} is too small", expected=f"at least {least}", got=str(value), hint=f"leave out {flag}"
+        check(
+            not budgets or (rising and budgets[0] > 0 and budgets[-1] < math.inf),
+            option(name),
+            expected="budgets above 0, rising",
+            got=" ".join(map(str, budgets)),
+            hint=f"write the smallest first: --{name} {example}",
         )
 
 
@@ -140,28 +134,28 @@ def _check_methods(options: CompareOptions) -> None:
             got=repr(unknown[0]),
             hint=hint,
         )
-    if not options.prompts and not options.runs:
-        raise InputError(
-            "no prompts were given",
-            expected="what to change, in words, each in quotes",
-            got="neither --prompts nor --runs",
-            hint='add --prompts "make it night" "make it winter"',
-        )
-    if any(not prompt.strip() for prompt in options.prompts):
-        raise InputError(
-            "a prompt is empty", expected="what to change, in words", got="''", hint="leave it out"
+    check(
+        bool(options.prompts or options.runs),
+        "no prompts were given",
+        expected="what to change, in words, each in quotes",
+        got="neither --prompts nor --runs",
+        hint='add --prompts "make it night" "make it winter"',
+    )
+    for prompt in options.prompts:
+        check(
+            bool(prompt.strip()), "a prompt is empty", expected="what to change, in words", got=repr(prompt)
         )
 
 
 def _instructions(options: CompareOptions) -> tuple[Instruction, ...]:
     described = options.descriptions
-    if described and len(described) != len(options.prompts):
-        raise InputError(
-            "--descriptions do not fit --prompts",
-            expected=f"one for each of the {len(options.prompts)} prompts, in their order",
-            got=f"{len(described)}",
-            hint='give each in quotes, or "" for one that has none',
-        )
+    check(
+        not described or len(described) == len(options.prompts),
+        "--descriptions do not fit --prompts",
+        expected=f"one for each of the {len(options.prompts)} prompts, in their order",
+        got=len(described),
+        hint='give each in quotes, or "" for one that has none',
+    )
     known = known_descriptions()
     return tuple(
         Instruction(prompt, (described[place] if described else "") or known.get(prompt, ""))

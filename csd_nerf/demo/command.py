@@ -6,8 +6,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, command_line, open_folder, option
-from csd_nerf.errors import EXIT_STATUS_BAD_INPUT, InputError
+from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, command_line, open_folder
+from csd_nerf.errors import EXIT_STATUS_BAD_INPUT, InputError, check, check_at_least
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,21 +73,15 @@ class Demo:
         Raises:
             InputError: for an option that cannot be used.
         """
-        if not self.prompt.strip():
-            raise InputError(
-                "the prompt is empty",
-                expected="what to change, in words",
-                got=repr(self.prompt),
-                hint=f'leave out --prompt, or say --prompt "{DEFAULT_PROMPT}"',
-            )
+        check(
+            bool(self.prompt.strip()),
+            "the prompt is empty",
+            expected="what to change, in words",
+            got=repr(self.prompt),
+            hint=f'leave out --prompt, or say --prompt "{DEFAULT_PROMPT}"',
+        )
         for name, least in (("train_steps", 1), ("edit_steps", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{option(name)} is too small",
-                    expected=f"at least {least}",
-                    got=str(getattr(self, name)),
-                    hint=f"leave out {option(name)} for {defaults()[name]}",
-                )
+            check_at_least(name, getattr(self, name), least, hint=f"leave it out for {defaults()[name]}")
         return Settings(
             data=None if self.data is None else str(_checked_data(self.data)),
             prompt=self.prompt,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, option
 from csd_nerf.files import write_text
 
 
@@ -166,11 +166,6 @@ def _different(
         got=", ".join(f"{option(name)} {given[name]!r}" for name in names),
         hint="pass another --output" + (f", or go on with it: {go_on}" if go_on else ""),
     )
-
-
-def option(name: str) -> str:
-    """How a setting is written on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 @dataclass

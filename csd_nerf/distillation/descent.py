@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation.objective import Distilled, Objective
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 
 
 @dataclass
@@ -40,20 +40,14 @@ class DescentConfig:
         Raises:
             InputError: naming the setting.
         """
-        for name, right, wanted in (
+        for name, holds, expected in (
             ("steps", self.steps >= 0, "0 or more"),
             ("learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0"),
             ("decay", 0 < self.decay <= 1, "above 0 and at most 1"),
             ("stairs", self.stairs >= 1, "1 or more"),
         ):
-            if not right:
-                option = f"{options}{name.replace('_', '-')}" if options else name
-                raise InputError(
-                    f"{option} cannot be used",
-                    expected=wanted,
-                    got=repr(getattr(self, name)),
-                    hint=f"change it, or leave out {option} for the default",
-                )
+            setting = f"{options}{name.replace('_', '-')}" if options else name
+            check(holds, setting, expected=expected, got=getattr(self, name))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based) of an edit that has any.

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerVec3
 from torch import Tensor
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 
 Vector = tuple[float, float, float]
 
@@ -43,13 +43,13 @@ class Box:
             InputError: when it has not.
         """
         numbers = (*self.center, *self.size, *self.rotation)
-        if not all(map(math.isfinite, numbers)) or min(self.size) <= 0:
-            raise InputError(
-                "the box has no volume",
-                expected="three positive lengths, and finite numbers for middle and rotation",
-                got=str(self),
-                hint="change --pipeline.region.box-size, box-center or box-rotation",
-            )
+        check(
+            all(map(math.isfinite, numbers)) and min(self.size) > 0,
+            "the box has no volume",
+            expected="three positive lengths, and finite numbers for middle and rotation",
+            got=self,
+            hint="change --pipeline.region.box-size, box-center or box-rotation",
+        )
 
     def __str__(self) -> str:
         center, size, rotation = (

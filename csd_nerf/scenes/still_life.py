@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 from csd_nerf.scenes import textures
 from csd_nerf.scenes.primitives import Array, Box, Ellipsoid, Frustum, Solid
 from csd_nerf.scenes.textures import Color, Palette
@@ -169,13 +169,13 @@ def orbit_cameras(count: int, *, size: int = 128, seed: int = 0) -> list[Pinhole
     Neighbours in the list are on different rings, so that taking every n-th for evaluation leaves all three
     covered. `seed` turns the rings and jitters every camera a little. Pictures are `size` x `size` pixels.
     """
-    if count < 1:
-        raise InputError(
-            "no cameras",
-            expected="at least 1 view",
-            got=str(count),
-            hint="ask for a positive number of views",
-        )
+    check(
+        count >= 1,
+        "no cameras",
+        expected="at least 1 view",
+        got=count,
+        hint="ask for a positive number of views",
+    )
     generator = np.random.default_rng(seed)
     elevations = np.radians([16.0, 33.0, 52.0])
     start = generator.uniform(0, 2 * np.pi)
