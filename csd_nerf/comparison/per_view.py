@@ -15,12 +15,12 @@ from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.evaluate_run import Drawn
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.priors.loading import check_prior
+from csd_nerf.seeds import step_seed
 
 BASELINE = "in2n-baseline"
 """Prior and guidance are those of Instruct-NeRF2NeRF, which edits views one by one, too."""
 EVALUATIONS_A_STEP = 3
 """Branches of InstructPix2Pix's guidance."""
-SEEDS_A_RUN = 1_000_003
 
 
 class PerViewEditor:
@@ -78,7 +78,7 @@ class PerViewEditor:
             num_inference_steps=self._steps,
             guidance_scale=self._sampling.text_guidance,
             image_guidance_scale=self._sampling.image_guidance,
-            generator=torch.Generator().manual_seed(self._seed * SEEDS_A_RUN + number),
+            generator=torch.Generator().manual_seed(step_seed(self._seed, number)),
             output_type="pt",
         ).images
         self._edited += 1
