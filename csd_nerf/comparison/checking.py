@@ -15,10 +15,10 @@ from csd_nerf.comparison.budget import (
     price_of,
     steps_for,
 )
+from csd_nerf.comparison.compare_settings import CompareSettings, Instruction, Measures
 from csd_nerf.comparison.given import check_given, check_scene, known_descriptions
 from csd_nerf.comparison.options import CompareOptions
-from csd_nerf.comparison.settings import Instruction, Measures, Settings
-from csd_nerf.demo.command import LEAST_FRAMES
+from csd_nerf.demo.demo_command import LEAST_FRAMES
 from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.evaluate_command import LEAST_SIZE
@@ -32,7 +32,7 @@ USUAL_EVALUATIONS = (1600, 4800)
 """Budgets where none are given."""
 
 
-def checked(options: CompareOptions) -> tuple[Settings, dict[Path, tuple[Instruction, str]]]:
+def checked(options: CompareOptions) -> tuple[CompareSettings, dict[Path, tuple[Instruction, str]]]:
     """What the options ask for, and the edits that were made elsewhere.
 
     Raises:
@@ -67,7 +67,7 @@ def checked(options: CompareOptions) -> tuple[Settings, dict[Path, tuple[Instruc
         turntable_frames=options.turntable_frames,
         minutes=options.minutes,
     )
-    settings = Settings(measures, instructions, methods, options.seeds, tuple(given), options.download)
+    settings = CompareSettings(measures, instructions, methods, options.seeds, tuple(given), options.download)
     return settings, given
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from csd_nerf.evaluation.figures import Evaluation
     from csd_nerf.nerf.base_pipeline import BaseEditPipeline
-    from csd_nerf.nerf.evaluate_run import Drawing, Settings
+    from csd_nerf.nerf.evaluate_run import Drawing, EvaluationSettings
 
 JPEG_QUALITY = 85
 FRAMES_PER_SECOND = 8
@@ -74,9 +74,9 @@ def carry_out(options: Measuring) -> None:
     """
     import torch
 
-    from csd_nerf.nerf.evaluate_run import Settings
+    from csd_nerf.nerf.evaluate_run import EvaluationSettings
 
-    settings = Settings(
+    settings = EvaluationSettings(
         views=options.views,
         size=options.size,
         text=options.text,
@@ -116,7 +116,7 @@ class _Edit:
     finish: Callable[["Tensor"], "Tensor"]
 
 
-def _measured_run(options: Measuring, settings: "Settings") -> _Edit:
+def _measured_run(options: Measuring, settings: "EvaluationSettings") -> _Edit:
     from csd_nerf.nerf.edited_run import open_edited_run
     from csd_nerf.nerf.evaluate_run import draw_edit, evaluate_drawing
     from csd_nerf.nerf.source_scene import source_scene
@@ -128,7 +128,7 @@ def _measured_run(options: Measuring, settings: "Settings") -> _Edit:
     return _Edit(evaluation, drawing, run.pipeline, lambda: source_scene(run.pipeline), lambda frames: frames)
 
 
-def _edited_views(options: Measuring, settings: "Settings") -> _Edit:
+def _edited_views(options: Measuring, settings: "EvaluationSettings") -> _Edit:
     from csd_nerf.comparison.budget import PER_VIEW
     from csd_nerf.comparison.per_view import PerViewEditor, open_scene
     from csd_nerf.evaluation.figures import Evaluation
@@ -189,7 +189,7 @@ def _save_videos(edit: _Edit, options: Measuring) -> None:
 
     from csd_nerf.cameras import turntable_cameras, view_size
     from csd_nerf.comparison.jobs import VIDEO, VIDEO_SIZE
-    from csd_nerf.nerf.pictures import save_video
+    from csd_nerf.nerf.sheets import save_video
 
     captured = edit.pipeline.datamanager.train_dataset.cameras.to(edit.pipeline.device)
     size = view_size(captured, min(options.size, VIDEO_SIZE) // 2 * 2, 2)

@@ -136,10 +136,10 @@ class EditCommand(EditSettings):
 
         Args:
             what: the source, in a few words.
-            before, after: HTML elements, see `csd_nerf.editors.page`.
+            before, after: HTML elements, see `csd_nerf.editors.edit_page`.
             observer: of the edit.
         """
-        from csd_nerf.editors.page import write_page
+        from csd_nerf.editors.edit_page import write_page
 
         settings = self.settings()
         config, descent = settings.objective_config(), settings.descent()

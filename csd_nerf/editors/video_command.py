@@ -55,7 +55,7 @@ class Video(EditCommand, VideoSettings):
         """
         from rich.console import Console
 
-        from csd_nerf.editors.videos import edit_video
+        from csd_nerf.editors.edit_videos import edit_video
         from csd_nerf.media import read_clip, write_clip
 
         self.check(self.prompts())
@@ -105,8 +105,8 @@ class Video(EditCommand, VideoSettings):
                 check_output(path, (path.suffix,), force=self.force)
 
     def _write_extras(self, clip: "Clip", size: tuple[int, int], observer: "FileObserver") -> list[Path]:
-        from csd_nerf.editors.page import clip_element, side_by_side
-        from csd_nerf.editors.videos import resized
+        from csd_nerf.editors.edit_page import clip_element, side_by_side
+        from csd_nerf.editors.edit_videos import resized
         from csd_nerf.media import read_clip, write_clip
 
         height, width = size

@@ -275,7 +275,7 @@ class BaseEditPipeline(PromptedPipeline):
 
         The last rows are also saved by themselves, as `before.png` and `after.png`.
         """
-        from csd_nerf.nerf.pictures import save_png, sheet
+        from csd_nerf.nerf.sheets import save_png, sheet
 
         before, after = self._begun().before, self.eval_pictures()
         both = sheet([before, after])
@@ -310,7 +310,7 @@ class BaseEditPipeline(PromptedPipeline):
             return []
         callbacks = self._picture_callbacks(attributes, self._edit)
         if self._where:
-            from csd_nerf.nerf.pictures import save_png
+            from csd_nerf.nerf.sheets import save_png
 
             with holding(self.model, self._edit.source_weights):
                 picture = region_picture(

@@ -60,9 +60,9 @@ class Evaluate:
             warnings.simplefilter("ignore")  # nerfstudio's and torch's about their own code, line after line
             from csd_nerf.evaluation.table import print_evaluation
             from csd_nerf.nerf.edited_run import open_edited_run
-            from csd_nerf.nerf.evaluate_run import Settings, evaluate
+            from csd_nerf.nerf.evaluate_run import EvaluationSettings, evaluate
 
-            settings = Settings(
+            settings = EvaluationSettings(
                 views=self.views,
                 size=self.size,
                 text=self.text,

@@ -235,7 +235,7 @@ class GeneratePipeline(PromptedPipeline):
 
     def write_pictures(self, folder: Path, step: int, *, final: bool = False) -> None:
         """Save the scene from all around; see the parent. The last ones are saved as `views.png` too."""
-        from csd_nerf.nerf.pictures import save_png, sheet
+        from csd_nerf.nerf.sheets import save_png, sheet
 
         views = sheet([self.eval_pictures()])
         save_png(views, folder / f"step-{step:06d}.png")

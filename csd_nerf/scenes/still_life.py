@@ -96,7 +96,7 @@ OBJECTS = (
 )
 
 OBJECT_NAMES = ("background", *(thing.name for thing in OBJECTS))
-"""Name of every value in `Picture.objects`."""
+"""Name of every value in `StillLifeView.objects`."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class PinholeCamera:
 
 
 @dataclass(frozen=True)
-class Picture:
+class StillLifeView:
     """A rendered view.
 
     rgb: (H, W, 3) float32 in 0..1, anti-aliased.
@@ -284,7 +284,7 @@ def find_edit(edit: str | None) -> tuple[ObjectEdit | None, Operator | None]:
     return None, whole_picture[edit]
 
 
-def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> Picture:
+def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> StillLifeView:
     """Render the scene, as it is or under a known edit.
 
     edit: a key of OBJECT_EDITS (one object repainted), or a name in `operators.OPERATORS` or
@@ -321,4 +321,4 @@ def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: 
 
     distance, objects, _ = _first_hit(origin, camera.directions(rows + 0.5, columns + 0.5))
     shape = (camera.height, camera.width)
-    return Picture(rgb, distance.reshape(shape).astype(np.float32), objects.reshape(shape))
+    return StillLifeView(rgb, distance.reshape(shape).astype(np.float32), objects.reshape(shape))

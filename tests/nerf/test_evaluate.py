@@ -72,13 +72,13 @@ def test_an_edit_is_measured_without_weights_or_network(edit_run: Path, tmp_path
 
 
 def test_ns_eval_has_the_same_figures_and_leaves_the_edit_as_it_was(edit_run: Path, capsys: Any) -> None:
-    from csd_nerf.nerf.evaluate_run import Settings, evaluate
+    from csd_nerf.nerf.evaluate_run import EvaluationSettings, evaluate
 
     edited = open_edited_run(edit_run)
     weights = {name: value.clone() for name, value in edited.pipeline.model.state_dict().items()}
     metrics = edited.pipeline.get_average_eval_image_metrics(get_std=True)
     assert {"psnr", "psnr_std", "ssim"} <= metrics.keys()
-    again = evaluate(edited, Settings(), lambda line: None).figures
+    again = evaluate(edited, EvaluationSettings(), lambda line: None).figures
     for name in ("psnr_to_known_edit", "reprojection_error_short"):
         assert metrics[f"edit_{name}"] == pytest.approx(again[name].after)
         assert metrics[f"edit_{name}_before"] == pytest.approx(again[name].before)

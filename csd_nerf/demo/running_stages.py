@@ -8,11 +8,11 @@ from typing import Protocol
 from rich.console import Console
 
 from csd_nerf.demo.child import CommandFailed, run_command, step_of
-from csd_nerf.demo.settings import Progress
+from csd_nerf.demo.demo_settings import Progress
 from csd_nerf.demo.stages import Stage
 
 
-class Display(Protocol):
+class StageDisplay(Protocol):
     """What shows that a stage goes on."""
 
     def begin(self, stage: Stage, start: int) -> None:
@@ -22,7 +22,7 @@ class Display(Protocol):
         """So many steps are done."""
 
 
-def run_stage(stage: Stage, progress: Progress, display: Display) -> None:
+def run_stage(stage: Stage, progress: Progress, display: StageDisplay) -> None:
     """Do what is left of a stage, keeping record of the time it takes.
 
     Args:

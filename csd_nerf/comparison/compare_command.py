@@ -36,7 +36,7 @@ class Compare(CompareOptions):
 
         from csd_nerf.comparison.checking import checked
         from csd_nerf.comparison.jobs import jobs_of, scene_stages
-        from csd_nerf.demo.settings import claim_folder
+        from csd_nerf.demo.demo_settings import claim_folder
 
         console = Console()
         settings, given = checked(self)
@@ -62,8 +62,8 @@ class Compare(CompareOptions):
         from csd_nerf.comparison.live import LiveTable
         from csd_nerf.comparison.results import rows_of
         from csd_nerf.demo.child import CommandFailed
-        from csd_nerf.demo.running import explain, report_failure, run_stage
-        from csd_nerf.demo.settings import Progress
+        from csd_nerf.demo.demo_settings import Progress
+        from csd_nerf.demo.running_stages import explain, report_failure, run_stage
 
         progress, failures = Progress(self.output), {}
         with LiveTable(scene, jobs, console) as table:

@@ -28,7 +28,7 @@ class Baseline:
     """Pairs of views a certain way apart.
 
     Attributes:
-        pairs: (evaluation view, its neighbour), as positions in `Viewpoints.cameras`.
+        pairs: (evaluation view, its neighbour), as positions in `CamerasWithNeighbours.cameras`.
         degrees: of each pair, the angle between the two cameras as seen from what the capture looks at.
     """
 
@@ -37,7 +37,7 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Viewpoints:
+class CamerasWithNeighbours:
     """Cameras of one size, without distortion.
 
     Attributes:
@@ -52,7 +52,7 @@ class Viewpoints:
     long: Baseline
 
 
-def choose_viewpoints(evaluation: Cameras, training: Cameras) -> Viewpoints:
+def with_neighbours(evaluation: Cameras, training: Cameras) -> CamerasWithNeighbours:
     """The evaluation cameras and, for each of them, its neighbours among all cameras of the capture.
 
     The neighbour is the camera whose parallax is nearest to what a baseline wants (`SHORT_DEGREES`,
@@ -76,7 +76,7 @@ def choose_viewpoints(evaluation: Cameras, training: Cameras) -> Viewpoints:
         )
 
     cameras = captured[torch.tensor(drawn)]
-    return Viewpoints(cameras, len(evaluation), baseline(short), baseline(long))
+    return CamerasWithNeighbours(cameras, len(evaluation), baseline(short), baseline(long))
 
 
 def parallax_degrees(positions: Float[Tensor, "n 3"], point: Float[Tensor, " 3"]) -> Float[Tensor, "n n"]:
