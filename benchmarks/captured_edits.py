@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from csd_nerf.evaluation.pixels import psnr  # noqa: E402
 from csd_nerf.evaluation.structure import edge_correlation  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
-from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
 from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
+from csd_nerf.nerf.sheets import save_png, sheet  # noqa: E402
 from csd_nerf.scenes.operators import (  # noqa: E402
     CAPTIONS,
     OPERATORS,

@@ -4,10 +4,10 @@
     python benchmarks/edit_curves.py --scene RUN --out results/tint --edits tint --seeds 0 1 2 --variants \
         "svgd-imq" "svgd-rbf: objective.kernel=rbf" "independent: objective.transport=independent"
 
-A variant is a name and, after a colon, settings of the pipeline: `NAME: option=value option=value`. The settings
-`route`, `steps` and `rate` (of Adam, constant) are the benchmark's own; `rate` leaves out the decay. All
-edits run in this process, one after another, on one thread unless `--threads` says otherwise, so that variants of
-one run compare. Seconds are those of the steps alone, without start-up and measuring.
+A variant is a name and, after a colon, settings of the pipeline: `NAME: option=value option=value`. The
+settings `steps`, `rate` (of Adam, constant) and `final_rate` are the trainer's. All edits run in this process,
+one after another, on one thread unless `--threads` says otherwise, so that variants of one run compare. Seconds
+are CPU time of the steps alone, without start-up and measuring.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.captured_edits import CAPTIONED, colour_distance, instruction, p
 from csd_nerf.evaluation.pixels import load_lpips, lpips, psnr  # noqa: E402
 from csd_nerf.evaluation.structure import edge_correlation  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
-from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
+from csd_nerf.nerf.sheets import save_png, sheet  # noqa: E402
 from csd_nerf.scenes.operators import (  # noqa: E402
     CAPTIONS,
     OPERATORS,
@@ -53,7 +53,7 @@ class Options:
     out: Path
     """Folder for pictures and results.json; edits that are in it already are not run again."""
     method: str = "csd-edit-tiny"
-    """Whose settings the variants change; a name of a method, others than csd-edit-tiny with the recipe tiny."""
+    """Whose settings the variants change; methods other than csd-edit-tiny have the recipe tiny."""
     variants: tuple[str, ...] = ("default", "gradient: route=gradient steps=75 rate=0.01")
     """Names and settings."""
     edits: tuple[str, ...] = ("night", "winter", "autumn", "sketch", "sepia", "tint")

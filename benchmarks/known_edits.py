@@ -22,7 +22,7 @@ import tyro
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from csd_nerf.comparison.command import Compare  # noqa: E402
+from csd_nerf.comparison.compare_command import Compare  # noqa: E402
 from csd_nerf.errors import InputError, exit_on_input_error  # noqa: E402
 from csd_nerf.files import write_text  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION, TINTS  # noqa: E402

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.captured_edits import Options as CaptureOptions  # noqa: E402
 from benchmarks.captured_edits import ns_train  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
-from csd_nerf.nerf.pictures import save_png, sheet  # noqa: E402
 from csd_nerf.nerf.region_box import Vector  # noqa: E402
 from csd_nerf.nerf.rendering import render_still  # noqa: E402
 from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
+from csd_nerf.nerf.sheets import save_png, sheet  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS  # noqa: E402
 from training.photos import shared_folder  # noqa: E402
 

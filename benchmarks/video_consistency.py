@@ -35,7 +35,7 @@ import tyro
 from torch import Tensor
 
 from csd_nerf.editors import VideoSettings, edit_video
-from csd_nerf.editors.videos import reduced_size, resized
+from csd_nerf.editors.edit_videos import reduced_size, resized
 from csd_nerf.errors import exit_on_input_error
 from csd_nerf.evaluation.consistency import hue_deviation, motions, warp_error
 from csd_nerf.media import Clip, Picture, read_clip, write_clip, write_picture

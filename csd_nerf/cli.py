@@ -13,13 +13,13 @@ from typing import Any
 
 import tyro
 
-from csd_nerf.comparison.command import Compare
-from csd_nerf.demo.command import Demo
+from csd_nerf.comparison.compare_command import Compare
+from csd_nerf.demo.demo_command import Demo
 from csd_nerf.editors.base_command import EditCommand
-from csd_nerf.editors.command import Image, Panorama
+from csd_nerf.editors.picture_command import Image, Panorama
 from csd_nerf.editors.video_command import Video
 from csd_nerf.errors import exit_on_input_error
-from csd_nerf.evaluation.command import Evaluate
+from csd_nerf.nerf.evaluate_command import Evaluate
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,

@@ -1,4 +1,4 @@
-"""Progress bars with the time left on a terminal; a line per stage elsewhere."""
+"""Progress bars with the time left on a terminal; a line per part elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 
-class Stage(Protocol):
+class Part(Protocol):
     """A part of the work.
 
     Attributes:
@@ -39,10 +39,10 @@ def minutes(seconds: float) -> str:
 
 
 class Display:
-    """Shows the stages of some work: those done and the one that runs."""
+    """Shows the parts of some work: those done and the one that runs."""
 
-    def __init__(self, stages: Sequence[Stage], console: Console) -> None:
-        self.stages = stages
+    def __init__(self, parts: Sequence[Part], console: Console) -> None:
+        self.parts = parts
         self.console = console
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -55,10 +55,10 @@ class Display:
             disable=not console.is_terminal,
         )
         self.tasks: dict[str, TaskID] = {
-            stage.key: self.bars.add_task(
-                escape(f"{self._number(stage)} {stage.title}"), visible=False, total=stage.total, count=""
+            part.key: self.bars.add_task(
+                escape(f"{self._number(part)} {part.title}"), visible=False, total=part.total, count=""
             )
-            for stage in stages
+            for part in parts
         }
 
     def __enter__(self) -> Display:
@@ -74,35 +74,35 @@ class Display:
         """Leave the bars as they are."""
         self.bars.stop()
 
-    def skip(self, stage: Stage) -> None:
-        """The stage was done by an earlier run."""
-        self._set(stage, completed=stage.total, count="done before")
-        self.bars.stop_task(self.tasks[stage.key])
-        self._say(stage, "done before")
+    def skip(self, part: Part) -> None:
+        """The part was done by an earlier run."""
+        self._set(part, completed=part.total, count="done before")
+        self.bars.stop_task(self.tasks[part.key])
+        self._say(part, "done before")
 
-    def begin(self, stage: Stage, start: int) -> None:
-        """The stage is starting up; `start` steps were done by an earlier run."""
-        task = self.tasks[stage.key]
+    def begin(self, part: Part, start: int) -> None:
+        """The part is starting up; `start` steps were done by an earlier run."""
+        task = self.tasks[part.key]
         self.bars.reset(task, completed=start, count="starting", visible=True)
         where = f", from step {start}" if start else ""
-        self._say(stage, f"{stage.total} {stage.unit}{where} ...")
+        self._say(part, f"{part.total} {part.unit}{where} ...")
 
-    def update(self, stage: Stage, steps: float) -> None:
+    def update(self, part: Part, steps: float) -> None:
         """So many steps are done, a part of one counting for the time left."""
-        self._set(stage, completed=steps, count=f"{int(steps)}/{stage.total} {stage.unit}")
+        self._set(part, completed=steps, count=f"{int(steps)}/{part.total} {part.unit}")
 
-    def finish(self, stage: Stage, seconds: float) -> None:
-        """The stage is done."""
-        self._set(stage, completed=stage.total, count=f"{stage.total} {stage.unit}")
-        self._say(stage, f"done in {minutes(seconds)}")
+    def finish(self, part: Part, seconds: float) -> None:
+        """The part is done."""
+        self._set(part, completed=part.total, count=f"{part.total} {part.unit}")
+        self._say(part, f"done in {minutes(seconds)}")
 
-    def _set(self, stage: Stage, *, completed: float, count: str) -> None:
-        self.bars.update(self.tasks[stage.key], completed=completed, count=count, visible=True)
+    def _set(self, part: Part, *, completed: float, count: str) -> None:
+        self.bars.update(self.tasks[part.key], completed=completed, count=count, visible=True)
 
-    def _number(self, stage: Stage) -> str:
-        return f"[{[other.key for other in self.stages].index(stage.key) + 1}/{len(self.stages)}]"
+    def _number(self, part: Part) -> str:
+        return f"[{[other.key for other in self.parts].index(part.key) + 1}/{len(self.parts)}]"
 
-    def _say(self, stage: Stage, what: str) -> None:
+    def _say(self, part: Part, what: str) -> None:
         if not self.console.is_terminal:
-            line = f"{self._number(stage)} {stage.title}: {what}"
+            line = f"{self._number(part)} {part.title}: {what}"
             self.console.print(Text(line), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The one exception for bad input, and the one place where it becomes a message instead of a traceback."""
+"""The one exception for bad input, how to check for it, and where it becomes a message, not a traceback."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_STATUS_BAD_INPUT = 2
+
+USUAL_HINT = "change it, or leave it out"
+"""What to do about an option's value that cannot be used."""
 
 
 class InputError(ValueError):
@@ -24,6 +27,59 @@ class InputError(ValueError):
         self.got = got
         self.hint = hint
         super().__init__(f"{problem}\n  expected: {expected}\n  got:      {got}\n  do this:  {hint}")
+
+
+def check(holds: bool, problem: str, *, expected: str, got: object, hint: str = USUAL_HINT) -> None:
+    """Refuse what the user gave unless it is right.
+
+    Args:
+        holds: whether it is.
+        problem: the option or setting by itself, such as `--views`, of which it is then said that it cannot
+            be used; or what is wrong, in one clause.
+        expected: what would have been right.
+        got: what came instead.
+        hint: what to do about it.
+
+    Raises:
+        InputError: unless it holds.
+
+    Example:
+        >>> check(12 >= 1, option("views"), expected="at least 1", got=12)
+    """
+    if not holds:
+        clause = problem if " " in problem else f"{problem} cannot be used"
+        raise InputError(clause, expected=expected, got=str(got), hint=hint)
+
+
+def check_at_least(name: str, value: float | None, least: int, hint: str = USUAL_HINT) -> None:
+    """Refuse an option's number below `least`; None is left to the default.
+
+    Args:
+        name: of the option, with underscores.
+        value: given.
+        least: allowed.
+        hint: what to do about it.
+
+    Raises:
+        InputError: it is below, or not a number.
+    """
+    check(
+        value is None or value >= least,
+        f"{option(name)} is too small",
+        expected=f"at least {least}",
+        got=value,
+        hint=hint,
+    )
+
+
+def option(name: str) -> str:
+    """How a setting is written on the command line.
+
+    Example:
+        >>> option("pipeline.render_size")
+        '--pipeline.render-size'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 @contextmanager

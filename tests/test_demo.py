@@ -21,16 +21,16 @@ import torch
 from PIL import Image
 
 from csd_nerf.demo.child import CommandFailed, failure_lines, run_command, step_of
-from csd_nerf.demo.command import Demo, defaults
-from csd_nerf.demo.page import _after_of_sheet, write_page
-from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, open_folder
+from csd_nerf.demo.demo_command import Demo, defaults
+from csd_nerf.demo.demo_page import _after_of_sheet, write_page
+from csd_nerf.demo.demo_settings import FULL, DemoSettings, Progress, Sizes, open_folder
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, stages_of
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.pictures import save_png, sheet
+from csd_nerf.nerf.sheets import save_png, sheet
 from csd_nerf.pages import wrapped
 from csd_nerf.scenes.dataset import write_dataset
 
-MINIATURE = Recipe(
+MINIATURE = Sizes(
     views=10,
     size=32,
     picture_size=32,
@@ -44,7 +44,7 @@ MINIATURE = Recipe(
 )
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> DemoSettings:
     values = {
         "data": None,
         "prompt": "make it autumn",
@@ -52,9 +52,9 @@ def settings(**changes: Any) -> Settings:
         "train_steps": 900,
         "edit_steps": 90,
         "seed": 0,
-        "recipe": FULL,
+        "sizes": FULL,
     }
-    return Settings(**{**values, **changes})
+    return DemoSettings(**{**values, **changes})
 
 
 # -------------------------------------------------------------------- end to end
@@ -116,7 +116,7 @@ def test_the_page_has_what_it_promises(folder: Path) -> None:
 
 def test_a_prompt_is_text_wherever_it_stands(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
-    odd = settings(prompt='make it "night" <now> & $here\n', recipe=MINIATURE)
+    odd = settings(prompt='make it "night" <now> & $here\n', sizes=MINIATURE)
     copy = tmp_path / "copy"
     write_page(copy, odd, stages_of(copy, odd), Progress(copy), "csd-nerf demo")
     page = (copy / "index.html").read_text(encoding="utf8")
@@ -302,7 +302,7 @@ def test_a_folder_is_for_one_set_of_settings(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--edit-steps 90[\s\S]*--edit-steps 50[\s\S]*or go on with it"):
         open_folder(folder, settings(edit_steps=50), defaults())
     with pytest.raises(InputError, match="other settings") as refusal:
-        open_folder(folder, settings(recipe=MINIATURE), defaults())
+        open_folder(folder, settings(sizes=MINIATURE), defaults())
     assert "go on" not in refusal.value.hint  # no options lead there
 
 

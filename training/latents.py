@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from csd_nerf.scenes.operators import OPERATORS, TINTS
+from csd_nerf.seeds import step_seed
 from training.parallel import Worker
 from training.photos import Photo, resized
 from training.progress import save_whole
@@ -47,7 +48,7 @@ def write_latents(worker: Worker, photos: list[Photo], work: Path, seed: int) ->
 
         encoded: list[tuple[Tensor, dict[str, Tensor]]] = []
         for index in range(worker.rank, len(photos), worker.count):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            generator = torch.Generator().manual_seed(step_seed(seed, index))
             photo = photos[index]
             for side in _strata(EDITED_VARIANTS, generator):
                 rgb = _prepared(photo.rgb, side, mirrored := _coin(generator))

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from csd_nerf.seeds import step_seed
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -58,7 +60,7 @@ class Worker:
 
     def generator(self, seed: int, step: int) -> torch.Generator:
         """Random numbers of one step. They hang on nothing before it, so a resumed run repeats them."""
-        mixed = (seed * 1_000_003 + step) * 64 + self.rank
+        mixed = step_seed(seed, step) * 64 + self.rank
         return torch.Generator().manual_seed(mixed)
 
 

@@ -14,13 +14,13 @@ from csd_nerf.comparison.budget import (
     needs_descriptions,
     spend,
 )
-from csd_nerf.comparison.command import Compare
+from csd_nerf.comparison.compare_settings import CompareSettings, Instruction, Measures
 from csd_nerf.comparison.given import check_given, check_scene, known_descriptions
-from csd_nerf.comparison.settings import Instruction, Measures, Settings
-from csd_nerf.demo.command import LEAST_FRAMES
-from csd_nerf.errors import InputError
-from csd_nerf.evaluation.command import LEAST_SIZE
+from csd_nerf.comparison.options import CompareOptions
+from csd_nerf.demo.demo_command import LEAST_FRAMES
+from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.evaluate_command import LEAST_SIZE
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.priors.folder import is_image_conditioned
 from csd_nerf.priors.loading import check_prior
@@ -31,7 +31,7 @@ USUAL_EVALUATIONS = (1600, 4800)
 """Budgets where none are given."""
 
 
-def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, str]]]:
+def checked(options: CompareOptions) -> tuple[CompareSettings, dict[Path, tuple[Instruction, str]]]:
     """What the options ask for, and the edits that were made elsewhere.
 
     Raises:
@@ -66,53 +66,47 @@ def checked(options: Compare) -> tuple[Settings, dict[Path, tuple[Instruction, s
         turntable_frames=options.turntable_frames,
         minutes=options.minutes,
     )
-    settings = Settings(measures, instructions, methods, options.seeds, tuple(given), options.download)
+    settings = CompareSettings(measures, instructions, methods, options.seeds, tuple(given), options.download)
     return settings, given
 
 
-def _check_numbers(options: Compare) -> None:
+def _check_numbers(options: CompareOptions) -> None:
     for name, least in (("views", 1), ("per_view_steps", 1), ("train_steps", 1), ("turntable_frames", 0)):
-        _at_least(name, getattr(options, name), least)
-    if options.size is not None:
-        _at_least("size", options.size, LEAST_SIZE)
+        check_at_least(name, getattr(options, name), least)
+    check_at_least("size", options.size, LEAST_SIZE)
     for seed in options.seeds:
-        _at_least("seeds", seed, 0)
+        check_at_least("seeds", seed, 0)
     for name in ("prompts", "methods", "seeds"):
         _different(name, getattr(options, name))
     _check_budgets(options)
-    if not options.seeds:
-        raise InputError(
-            "no seed was given", expected="at least one", got="none", hint="leave out --seeds for 0 1 2"
-        )
+    check(
+        bool(options.seeds),
+        "no seed was given",
+        expected="at least one",
+        got="none",
+        hint="leave out --seeds for 0 1 2",
+    )
 
 
-def _check_budgets(options: Compare) -> None:
-    if options.evaluations and options.minutes:
-        raise InputError(
-            "there are budgets of two kinds",
-            expected="--evaluations or --minutes",
-            got="both",
-            hint="leave out one of them",
-        )
+def _check_budgets(options: CompareOptions) -> None:
+    check(
+        not (options.evaluations and options.minutes),
+        "there are budgets of two kinds",
+        expected="--evaluations or --minutes",
+        got="both",
+        hint="leave out one of them",
+    )
     for name, budgets, example in (
         ("evaluations", options.evaluations, "1600 4800"),
         ("minutes", options.minutes, "2 5"),
     ):
         rising = all(earlier < later for earlier, later in zip(budgets, budgets[1:], strict=False))
-        if budgets and not (rising and budgets[0] > 0 and budgets[-1] < math.inf):
-            raise InputError(
-                f"--{name} cannot be used",
-                expected="budgets above 0, rising",
-                got=" ".join(map(str, budgets)),
-                hint=f"write the smallest first: --{name} {example}",
-            )
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(
-            f"{flag} is too small", expected=f"at least {least}", got=str(value), hint=f"leave out {flag}"
+        check(
+            not budgets or (rising and budgets[0] > 0 and budgets[-1] < math.inf),
+            option(name),
+            expected="budgets above 0, rising",
+            got=" ".join(map(str, budgets)),
+            hint=f"write the smallest first: --{name} {example}",
         )
 
 
@@ -127,7 +121,7 @@ def _different(name: str, values: Sequence[Any]) -> None:
         )
 
 
-def _check_methods(options: Compare) -> None:
+def _check_methods(options: CompareOptions) -> None:
     unknown = [method for method in options.methods if method not in (*EDITING, PER_VIEW)]
     if unknown:
         hint = "check the spelling"
@@ -139,28 +133,28 @@ def _check_methods(options: Compare) -> None:
             got=repr(unknown[0]),
             hint=hint,
         )
-    if not options.prompts and not options.runs:
-        raise InputError(
-            "no prompts were given",
-            expected="what to change, in words, each in quotes",
-            got="neither --prompts nor --runs",
-            hint='add --prompts "make it night" "make it winter"',
-        )
-    if any(not prompt.strip() for prompt in options.prompts):
-        raise InputError(
-            "a prompt is empty", expected="what to change, in words", got="''", hint="leave it out"
+    check(
+        bool(options.prompts or options.runs),
+        "no prompts were given",
+        expected="what to change, in words, each in quotes",
+        got="neither --prompts nor --runs",
+        hint='add --prompts "make it night" "make it winter"',
+    )
+    for prompt in options.prompts:
+        check(
+            bool(prompt.strip()), "a prompt is empty", expected="what to change, in words", got=repr(prompt)
         )
 
 
-def _instructions(options: Compare) -> tuple[Instruction, ...]:
+def _instructions(options: CompareOptions) -> tuple[Instruction, ...]:
     described = options.descriptions
-    if described and len(described) != len(options.prompts):
-        raise InputError(
-            "--descriptions do not fit --prompts",
-            expected=f"one for each of the {len(options.prompts)} prompts, in their order",
-            got=f"{len(described)}",
-            hint='give each in quotes, or "" for one that has none',
-        )
+    check(
+        not described or len(described) == len(options.prompts),
+        "--descriptions do not fit --prompts",
+        expected=f"one for each of the {len(options.prompts)} prompts, in their order",
+        got=len(described),
+        hint='give each in quotes, or "" for one that has none',
+    )
     known = known_descriptions()
     return tuple(
         Instruction(prompt, (described[place] if described else "") or known.get(prompt, ""))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from csd_nerf.comparison.settings import Instruction
+from csd_nerf.comparison.compare_settings import Instruction
 from csd_nerf.errors import InputError
-from csd_nerf.evaluation.edited_run import source_checkpoint
 from csd_nerf.nerf.runs import find_run
+from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.scenes.operators import CAPTIONS, OPERATORS, TINT_INSTRUCTION
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csd_nerf.comparison.budget import PER_VIEW, Bought, method_config, needs_descriptions, spend
-from csd_nerf.comparison.settings import Budget, Instruction, Settings
-from csd_nerf.demo import settings as demo
+from csd_nerf.comparison.compare_settings import Budget, CompareSettings, Instruction
+from csd_nerf.demo.demo_settings import FULL, DemoSettings
 from csd_nerf.demo.stages import SCENE_RUN, NerfstudioStage, RenderScene, Stage, TrainScene
 from csd_nerf.nerf.cost import read_cost
 
@@ -140,7 +140,7 @@ class Job:
         return all(stage.finished() for stage in self.stages)
 
 
-def scene_stages(folder: Path, settings: Settings) -> list[Stage]:
+def scene_stages(folder: Path, settings: CompareSettings) -> list[Stage]:
     """The stages that make the scene, as `csd-nerf demo` makes it; none where it is there."""
     if settings.measures.source is not None:
         return []
@@ -149,7 +149,7 @@ def scene_stages(folder: Path, settings: Settings) -> list[Stage]:
     return [train] if scene.data is not None else [RenderScene(folder, scene), train]
 
 
-def jobs_of(folder: Path, settings: Settings, given: dict[Path, tuple[Instruction, str]]) -> list[Job]:
+def jobs_of(folder: Path, settings: CompareSettings, given: dict[Path, tuple[Instruction, str]]) -> list[Job]:
     """All edits of a comparison, those that need the same instruction together.
 
     Args:
@@ -177,7 +177,7 @@ def jobs_of(folder: Path, settings: Settings, given: dict[Path, tuple[Instructio
 
 
 def _edit_job(
-    folder: Path, settings: Settings, instruction: Instruction, method: str, seed: int, shown: bool
+    folder: Path, settings: CompareSettings, instruction: Instruction, method: str, seed: int, shown: bool
 ) -> Job:
     measures = settings.measures
     run = f"runs/{instruction.folder}/{method}/seed-{seed}"
@@ -225,7 +225,7 @@ def _edit_job(
 
 
 def _per_view_job(
-    folder: Path, settings: Settings, instruction: Instruction, method: str, seed: int, shown: bool
+    folder: Path, settings: CompareSettings, instruction: Instruction, method: str, seed: int, shown: bool
 ) -> Job:
     measures = settings.measures
     arguments = ["--scene", measures.source or SCENE_RUN, "--seed", str(seed)]
@@ -246,7 +246,7 @@ def _per_view_job(
 
 def _measurement(
     folder: Path,
-    settings: Settings,
+    settings: CompareSettings,
     instruction: Instruction,
     pictures: str,
     arguments: tuple[str, ...],
@@ -270,16 +270,16 @@ def _measurement(
     )
 
 
-def _demo_settings(settings: Settings) -> demo.Settings:
+def _demo_settings(settings: CompareSettings) -> DemoSettings:
     """What the stages of the demo are to know: they make the scene, and lead `ns-train`."""
-    return demo.Settings(
+    return DemoSettings(
         data=settings.measures.data,
         prompt="",
         prior="",
         train_steps=settings.measures.train_steps,
         edit_steps=0,
         seed=SCENE_SEED,
-        recipe=demo.FULL,
+        sizes=FULL,
     )
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Optional
 import tyro
 
 from csd_nerf.errors import exit_on_input_error, memory_explained
-from csd_nerf.evaluation.command import LESS, ROOM
+from csd_nerf.nerf.evaluate_command import LESS, ROOM
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from csd_nerf.evaluation.evaluate import Drawing, Settings
     from csd_nerf.evaluation.figures import Evaluation
     from csd_nerf.nerf.edit_pipeline import EditPipeline
+    from csd_nerf.nerf.evaluate_run import Drawing, EvaluationSettings
 
 JPEG_QUALITY = 85
 FRAMES_PER_SECOND = 8
@@ -74,9 +74,9 @@ def carry_out(options: Measuring) -> None:
     """
     import torch
 
-    from csd_nerf.evaluation.evaluate import Settings
+    from csd_nerf.nerf.evaluate_run import EvaluationSettings
 
-    settings = Settings(
+    settings = EvaluationSettings(
         views=options.views,
         size=options.size,
         text=options.text,
@@ -116,9 +116,10 @@ class _Edit:
     finish: Callable[["Tensor"], "Tensor"]
 
 
-def _measured_run(options: Measuring, settings: "Settings") -> _Edit:
-    from csd_nerf.evaluation.edited_run import open_edited_run, source_scene
-    from csd_nerf.evaluation.evaluate import draw_edit, evaluate_drawing
+def _measured_run(options: Measuring, settings: "EvaluationSettings") -> _Edit:
+    from csd_nerf.nerf.edited_run import open_edited_run
+    from csd_nerf.nerf.evaluate_run import draw_edit, evaluate_drawing
+    from csd_nerf.nerf.source_scene import source_scene
 
     assert options.run is not None
     run = open_edited_run(options.run)
@@ -127,13 +128,13 @@ def _measured_run(options: Measuring, settings: "Settings") -> _Edit:
     return _Edit(evaluation, drawing, run.pipeline, lambda: source_scene(run.pipeline), lambda frames: frames)
 
 
-def _edited_views(options: Measuring, settings: "Settings") -> _Edit:
+def _edited_views(options: Measuring, settings: "EvaluationSettings") -> _Edit:
     from csd_nerf.comparison.budget import PER_VIEW
     from csd_nerf.comparison.per_view import PerViewEditor, open_scene
-    from csd_nerf.evaluation.evaluate import EvaluationViews, versions, view_facts
     from csd_nerf.evaluation.figures import Evaluation
     from csd_nerf.evaluation.measure import load_networks, measure
     from csd_nerf.nerf.cost import NOTHING, CostMeter
+    from csd_nerf.nerf.evaluate_run import EvaluationViews, versions, view_facts
 
     assert options.scene is not None, "either --run or --scene is given"
     pipeline = open_scene(options.scene, data=options.data, prompt=options.instruction, recipe=options.recipe)
@@ -186,9 +187,9 @@ def _save_videos(edit: _Edit, options: Measuring) -> None:
     """The turntable after the edit and, when no other edit has drawn it, before."""
     import torch
 
+    from csd_nerf.cameras import turntable_cameras, view_size
     from csd_nerf.comparison.jobs import VIDEO, VIDEO_SIZE
-    from csd_nerf.nerf.pictures import save_video
-    from csd_nerf.nerf.views import turntable_cameras, view_size
+    from csd_nerf.nerf.sheets import save_video
 
     captured = edit.pipeline.datamanager.train_dataset.cameras.to(edit.pipeline.device)
     size = view_size(captured, min(options.size, VIDEO_SIZE) // 2 * 2, 2)

@@ -11,16 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.comparison.budget import method_config
-from csd_nerf.evaluation.evaluate import Drawn
 from csd_nerf.nerf.edit_pipeline import EditPipeline
+from csd_nerf.nerf.evaluate_run import Drawn
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.priors.loading import check_prior
+from csd_nerf.seeds import step_seed
 
 BASELINE = "in2n-baseline"
 """Prior and guidance are those of Instruct-NeRF2NeRF, which edits views one by one, too."""
 EVALUATIONS_A_STEP = 3
 """Branches of InstructPix2Pix's guidance."""
-SEEDS_A_RUN = 1_000_003
 
 
 class PerViewEditor:
@@ -78,7 +78,7 @@ class PerViewEditor:
             num_inference_steps=self._steps,
             guidance_scale=self._sampling.text_guidance,
             image_guidance_scale=self._sampling.image_guidance,
-            generator=torch.Generator().manual_seed(self._seed * SEEDS_A_RUN + number),
+            generator=torch.Generator().manual_seed(step_seed(self._seed, number)),
             output_type="pt",
         ).images
         self._edited += 1

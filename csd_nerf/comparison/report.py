@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from csd_nerf.comparison.compare_settings import Budget
 from csd_nerf.comparison.jobs import SOURCE_PICTURES, VIDEO, Job
 from csd_nerf.comparison.plots import COLOURS, legend, plot
 from csd_nerf.comparison.results import Line, Row, Spread, final_rows, lines_of, methods_of, spread
-from csd_nerf.comparison.settings import Budget
 from csd_nerf.demo.stages import Stage
 from csd_nerf.display import minutes
 from csd_nerf.evaluation.table import ARROWS, decimals, number

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from csd_nerf.comparison.compare_settings import Budget
 from csd_nerf.comparison.jobs import Job
-from csd_nerf.comparison.settings import Budget
 from csd_nerf.errors import InputError
 
 Status = Literal["measured", "failed", "not run"]

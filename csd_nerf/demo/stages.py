@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csd_nerf.checkpoints import whole_checkpoints
-from csd_nerf.demo.settings import Recipe, Settings
+from csd_nerf.demo.demo_settings import DemoSettings, Sizes
 
 # Relative to the demo's folder, so that it can be moved and still be opened.
 SCENE = "scene"
@@ -26,7 +26,7 @@ class Stage(ABC):
     """
 
     folder: Path
-    settings: Settings
+    settings: DemoSettings
 
     key = ""
     """Its name in records and logs."""
@@ -61,9 +61,9 @@ class Stage(ABC):
         return f"{self.total} {self.unit}"
 
     @property
-    def recipe(self) -> Recipe:
+    def sizes(self) -> Sizes:
         """Of the demo."""
-        return self.settings.recipe
+        return self.settings.sizes
 
 
 class RenderScene(Stage):
@@ -78,11 +78,11 @@ class RenderScene(Stage):
 
     @property
     def total(self) -> int:
-        return self.recipe.views
+        return self.sizes.views
 
     def command(self) -> list[str]:
-        sizes = ["--views", str(self.recipe.views), "--size", str(self.recipe.size)]
-        return [*_python("csd_nerf.scenes"), "--output", SCENE, *sizes, "--seed", str(self.settings.seed)]
+        views = ["--views", str(self.sizes.views), "--size", str(self.sizes.size)]
+        return [*_python("csd_nerf.scenes"), "--output", SCENE, *views, "--seed", str(self.settings.seed)]
 
     def finished(self) -> bool:
         return (self.folder / SCENE / "transforms.json").exists()
@@ -143,7 +143,7 @@ class TrainScene(NerfstudioStage):
     def _command(self, start: list[str], steps: int) -> list[str]:
         data = ["--data", self.settings.data or SCENE]
         head = ["ns-train", "csd-nerfacto-tiny", *data, *start, "--max-num-iterations", str(steps)]
-        return [*head, *self.recipe.train_arguments, *self.output_options()]
+        return [*head, *self.sizes.train_arguments, *self.output_options()]
 
 
 class EditScene(NerfstudioStage):
@@ -174,7 +174,7 @@ class EditScene(NerfstudioStage):
         head = ["ns-train", "csd-edit-tiny", *start, "--max-num-iterations", str(self.total)]
         # The last stage draws the turntable, beside that of the scene before the edit.
         own = ["--pipeline.turntable-frames", "0", "--logging.steps-per-log", "1"]
-        return [*head, *self.recipe.edit_arguments, *self.output_options(), *own]
+        return [*head, *self.sizes.edit_arguments, *self.output_options(), *own]
 
 
 class DrawPictures(Stage):
@@ -189,15 +189,15 @@ class DrawPictures(Stage):
 
     @property
     def total(self) -> int:
-        return 2 * self.recipe.turntable_frames
+        return 2 * self.sizes.turntable_frames
 
     def command(self) -> list[str]:
-        recipe = self.recipe
+        sizes = self.sizes
         known = ["--known-edits"] if self.settings.data is None else []
         return [
-            *(*_python("csd_nerf.demo.pictures"), "--run", EDIT_RUN, "--output", PICTURES),
-            *("--size", str(recipe.picture_size), "--turntable-size", str(recipe.turntable_size)),
-            *("--turntable-frames", str(recipe.turntable_frames), *known),
+            *(*_python("csd_nerf.demo.draw_pictures"), "--run", EDIT_RUN, "--output", PICTURES),
+            *("--size", str(sizes.picture_size), "--turntable-size", str(sizes.turntable_size)),
+            *("--turntable-frames", str(sizes.turntable_frames), *known),
         ]
 
     def finished(self) -> bool:
@@ -205,7 +205,7 @@ class DrawPictures(Stage):
         return (self.folder / PICTURES / "turntable.mp4").exists()
 
 
-def stages_of(folder: Path, settings: Settings) -> list[Stage]:
+def stages_of(folder: Path, settings: DemoSettings) -> list[Stage]:
     """The stages in order; a scene of the user's own needs no rendering."""
     kinds: list[type[Stage]] = [TrainScene, EditScene, DrawPictures]
     if settings.data is None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation.objective import Distilled, Objective
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 
 
 @dataclass
@@ -40,20 +40,14 @@ class DescentConfig:
         Raises:
             InputError: naming the setting.
         """
-        for name, right, wanted in (
+        for name, holds, expected in (
             ("steps", self.steps >= 0, "0 or more"),
             ("learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0"),
             ("decay", 0 < self.decay <= 1, "above 0 and at most 1"),
             ("stairs", self.stairs >= 1, "1 or more"),
         ):
-            if not right:
-                option = f"{options}{name.replace('_', '-')}" if options else name
-                raise InputError(
-                    f"{option} cannot be used",
-                    expected=wanted,
-                    got=repr(getattr(self, name)),
-                    hint=f"change it, or leave out {option} for the default",
-                )
+            setting = f"{options}{name.replace('_', '-')}" if options else name
+            check(holds, setting, expected=expected, got=getattr(self, name))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based) of an edit that has any.
@@ -90,8 +84,8 @@ def edit_latents(
         condition: `prior.condition` of the unedited pictures.
         prompt, source_prompt, generator: see `Objective.gradient`.
         descent: steps and learning rate. With 0 steps the latents come back as they are.
-        first_step, of_steps: where in a longer edit these steps are, for annealed timesteps: the number of the
-            first (0-based), and how many there are in all; None is these alone.
+        first_step, of_steps: where in a longer edit these steps are, for annealed timesteps: the number of
+            the first (0-based), and how many there are in all; None is these alone.
         on_step: called after each step with its number (0-based), its outcome and the latents, for a
             progress display or a record.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 from csd_nerf.priors.base import NoiseSchedule
 
 Weighting = Literal["one-minus-alpha", "uniform"]
@@ -37,13 +37,13 @@ class TimestepRange:
     order: Timesteps = "uniform"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.high <= 1:
-            raise InputError(
-                "the range of timesteps is empty or out of bounds",
-                expected="0 <= min_timestep <= max_timestep <= 1, as fractions of the noise schedule",
-                got=f"min_timestep {self.low}, max_timestep {self.high}",
-                hint="0.2 and 0.5 are the defaults",
-            )
+        check(
+            0 <= self.low <= self.high <= 1,
+            "the range of timesteps is empty or out of bounds",
+            expected="0 <= min_timestep <= max_timestep <= 1, as fractions of the noise schedule",
+            got=f"min_timestep {self.low}, max_timestep {self.high}",
+            hint="0.2 and 0.5 are the defaults",
+        )
 
     def sample(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from csd_nerf.distillation.residuals import Views
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check, option
 from csd_nerf.priors.base import Prior
 
 RELEASED_SCALE = 2000.0
@@ -51,7 +51,7 @@ class StructureConfig:
         Raises:
             InputError: naming the setting.
         """
-        for name, right, wanted in (
+        for name, holds, expected in (
             ("weight", 0 <= self.weight < float("inf"), "a number that is not negative"),
             ("layers", all(layer >= 0 for layer in self.layers), "numbers of layers, from 0 on"),
             (
@@ -62,13 +62,13 @@ class StructureConfig:
             ("num_patches", self.num_patches >= 2, "at least 2, as patches are told apart"),
             ("temperature", 0 < self.temperature < float("inf"), "a number above 0"),
         ):
-            if not right:
-                raise InputError(
-                    f"the structure loss cannot work with this {name}",
-                    expected=wanted,
-                    got=repr(getattr(self, name)),
-                    hint=f"leave --pipeline.objective.structure.{name.replace('_', '-')} at its default",
-                )
+            check(
+                holds,
+                f"the structure loss cannot work with this {name}",
+                expected=expected,
+                got=getattr(self, name),
+                hint=f"leave {option(f'pipeline.objective.structure.{name}')} at its default",
+            )
 
 
 def check_structure(config: StructureConfig, prior: Prior) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 
 Bandwidth = Literal["median", "paper"] | float
 Kernel = Literal["rbf", "imq"]
@@ -180,21 +180,21 @@ def check_bandwidth(bandwidth: Bandwidth, count: int) -> None:
     Raises:
         InputError: "paper" with fewer than three particles, or a number that is not positive and finite.
     """
-    if bandwidth == "paper" and count < 3:
-        raise InputError(
-            "the SVGD bandwidth 'paper' is undefined for so few particles",
-            expected="at least 3",
-            got=f"{count}",
-            hint="use the bandwidth 'median', or more particles",
-        )
+    check(
+        bandwidth != "paper" or count >= 3,
+        "the SVGD bandwidth 'paper' is undefined for so few particles",
+        expected="at least 3",
+        got=count,
+        hint="use the bandwidth 'median', or more particles",
+    )
     is_number = isinstance(bandwidth, (int, float)) and math.isfinite(bandwidth) and bandwidth > 0
-    if bandwidth not in ("median", "paper") and not is_number:
-        raise InputError(
-            "unknown SVGD bandwidth",
-            expected="'median', 'paper' or a positive number",
-            got=repr(bandwidth),
-            hint="'median' suits any number of particles",
-        )
+    check(
+        bandwidth in ("median", "paper") or is_number,
+        "unknown SVGD bandwidth",
+        expected="'median', 'paper' or a positive number",
+        got=repr(bandwidth),
+        hint="'median' suits any number of particles",
+    )
 
 
 def _gamma(d2: Float[Tensor, "n n"], bandwidth: Bandwidth, squared_length: float) -> float:

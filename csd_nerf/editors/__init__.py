@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from csd_nerf.editors.settings import EditSettings, PictureSettings, VideoSettings
 
 if TYPE_CHECKING:
-    from csd_nerf.editors.pictures import edit_image, edit_panorama
-    from csd_nerf.editors.videos import edit_video
+    from csd_nerf.editors.edit_pictures import edit_image, edit_panorama
+    from csd_nerf.editors.edit_videos import edit_video
 
 __all__ = ["EditSettings", "PictureSettings", "VideoSettings", "edit_image", "edit_panorama", "edit_video"]
 
@@ -22,7 +22,7 @@ __all__ = ["EditSettings", "PictureSettings", "VideoSettings", "edit_image", "ed
 def __getattr__(name: str) -> Any:
     # `csd-nerf --help` imports this package for its options, and must not wait for torch.
     if name in __all__:
-        from csd_nerf.editors import pictures, videos
+        from csd_nerf.editors import edit_pictures, edit_videos
 
-        return getattr(videos if name == "edit_video" else pictures, name)
+        return getattr(edit_videos if name == "edit_video" else edit_pictures, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 from csd_nerf.editors.settings import EditSettings
-from csd_nerf.errors import InputError, memory_explained
+from csd_nerf.errors import check, memory_explained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,20 +54,19 @@ class EditCommand(EditSettings):
         Raises:
             InputError: they are not.
         """
-        if self.preview_every < 0:
-            raise InputError(
-                "--preview-every cannot be used",
-                expected="a number of steps, or 0 for no previews",
-                got=str(self.preview_every),
-                hint="change it, or leave out --preview-every",
-            )
-        if self.output.resolve() == self.input.resolve():
-            raise InputError(
-                "the output would replace the source",
-                expected="another name for the output",
-                got=str(self.output),
-                hint="choose another --output",
-            )
+        check(
+            self.preview_every >= 0,
+            "--preview-every",
+            expected="a number of steps, or 0 for no previews",
+            got=self.preview_every,
+        )
+        check(
+            self.output.resolve() != self.input.resolve(),
+            "the output would replace the source",
+            expected="another name for the output",
+            got=self.output,
+            hint="choose another --output",
+        )
 
     @contextmanager
     def watched(self, console: "Console") -> Iterator["FileObserver"]:
@@ -136,10 +135,10 @@ class EditCommand(EditSettings):
 
         Args:
             what: the source, in a few words.
-            before, after: HTML elements, see `csd_nerf.editors.page`.
+            before, after: HTML elements, see `csd_nerf.editors.edit_page`.
             observer: of the edit.
         """
-        from csd_nerf.editors.page import write_page
+        from csd_nerf.editors.edit_page import write_page
 
         settings = self.settings()
         config, descent = settings.objective_config(), settings.descent()

@@ -21,6 +21,7 @@ from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import NonFiniteResidual, Objective
 from csd_nerf.editors.canvas import Canvas
 from csd_nerf.errors import InputError
+from csd_nerf.seeds import step_seed
 
 NON_FINITE_STEPS_IN_A_ROW = 5
 """So many skipped steps in a row end the edit: it will not recover by itself."""
@@ -39,11 +40,6 @@ class Done:
     steps: int
     share: float
     statistics: dict[str, float]
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Everything random in a step follows from here, so a resumed edit repeats no step differently."""
-    return seed * 1_000_003 + step
 
 
 @torch.no_grad()

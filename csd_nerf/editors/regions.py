@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 
 SHARES_TOLERANCE = 0.015
 """Bands whose shares miss one by less are stretched to fit: people write 0.33."""
@@ -23,13 +23,13 @@ def check_count(prompts: Sequence[str], regions: int, kind: str) -> None:
     Raises:
         InputError: it does not.
     """
-    if len(prompts) != regions:
-        raise InputError(
-            f"prompts and {kind} differ in number",
-            expected=f"one of the {kind} for each prompt",
-            got=f"{len(prompts)} prompts and {regions} {kind}",
-            hint=f"give as many {kind} as prompts; without any, prompts get bands of equal width",
-        )
+    check(
+        len(prompts) == regions,
+        f"prompts and {kind} differ in number",
+        expected=f"one of the {kind} for each prompt",
+        got=f"{len(prompts)} prompts and {regions} {kind}",
+        hint=f"give as many {kind} as prompts; without any, prompts get bands of equal width",
+    )
 
 
 def check_shares(shares: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ import tyro
 
 from csd_nerf.editors.base_command import EditCommand, print_paths
 from csd_nerf.editors.settings import VideoSettings
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 
 if TYPE_CHECKING:
     from csd_nerf.editors.saving import FileObserver
@@ -55,7 +55,7 @@ class Video(EditCommand, VideoSettings):
         """
         from rich.console import Console
 
-        from csd_nerf.editors.videos import edit_video
+        from csd_nerf.editors.edit_videos import edit_video
         from csd_nerf.media import read_clip, write_clip
 
         self.check(self.prompts())
@@ -76,13 +76,13 @@ class Video(EditCommand, VideoSettings):
         """
         if self.frame_rate is None:
             return None
-        if not 0 < self.frame_rate < 1000:
-            raise InputError(
-                "--frame-rate cannot be used",
-                expected="frames per second, above 0 and below 1000",
-                got=str(self.frame_rate),
-                hint="change it, or leave out --frame-rate for 24",
-            )
+        check(
+            0 < self.frame_rate < 1000,
+            "--frame-rate",
+            expected="frames per second, above 0 and below 1000",
+            got=self.frame_rate,
+            hint="change it, or leave it out for 24",
+        )
         # The rates of television are thousandths below whole ones.
         broadcast = Fraction(round(self.frame_rate) * 1000, 1001)
         near = abs(broadcast - Fraction(self.frame_rate)) < Fraction(1, 200)
@@ -105,8 +105,8 @@ class Video(EditCommand, VideoSettings):
                 check_output(path, (path.suffix,), force=self.force)
 
     def _write_extras(self, clip: "Clip", size: tuple[int, int], observer: "FileObserver") -> list[Path]:
-        from csd_nerf.editors.page import clip_element, side_by_side
-        from csd_nerf.editors.videos import resized
+        from csd_nerf.editors.edit_page import clip_element, side_by_side
+        from csd_nerf.editors.edit_videos import resized
         from csd_nerf.media import read_clip, write_clip
 
         height, width = size

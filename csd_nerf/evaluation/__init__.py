@@ -1,1 +1,1 @@
-"""How good an edit is, in figures: metrics, and the evaluation of one edited run."""
+"""How good an edit is, in figures: measures on pictures, depths and cameras, which know nothing of NeRFs."""

@@ -24,8 +24,8 @@ def text_similarity(images: Embeddings, text: TextEmbedding) -> PerView:
     """`cos(E(image), E(text))` of each view (Radford et al. 2021), -1..1.
 
     Args:
-        images: of `Clip.images`.
-        text: of `Clip.text`, a description of the pictures.
+        images: of `ClipModel.images`.
+        text: of `ClipModel.text`, a description of the pictures.
     """
     return F.cosine_similarity(images, text[None], dim=1)
 
@@ -66,7 +66,7 @@ def direction_consistency(
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipModel:
     """A CLIP of transformers, asked for unit embeddings.
 
     Attributes:
@@ -112,7 +112,7 @@ class Clip:
         return F.normalize(self.model.text_projection(pooled).cpu(), dim=1)[0]
 
 
-def load_clip(repository: str = CLIP, *, device: torch.device | str, download: bool) -> Clip:
+def load_clip(repository: str = CLIP, *, device: torch.device | str, download: bool) -> ClipModel:
     """A CLIP by its hub id or folder.
 
     Args:
@@ -130,4 +130,4 @@ def load_clip(repository: str = CLIP, *, device: torch.device | str, download: b
         tokenizer = CLIPTokenizer.from_pretrained(repository, local_files_only=not download)
     except OSError as error:
         raise weights_absent(repository, error) from error
-    return Clip(repository, model.to(device).eval(), tokenizer)
+    return ClipModel(repository, model.to(device).eval(), tokenizer)

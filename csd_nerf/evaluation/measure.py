@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from csd_nerf.evaluation.clip import (
-    Clip,
+    ClipModel,
     direction_consistency,
     directional_similarity,
     load_clip,
@@ -20,10 +20,10 @@ from csd_nerf.evaluation.clip import (
 from csd_nerf.evaluation.colours import colour_spread
 from csd_nerf.evaluation.consistency import hue_deviation
 from csd_nerf.evaluation.figures import Better, Figure, Figures, Missing, summarize
+from csd_nerf.evaluation.neighbours import Baseline
 from csd_nerf.evaluation.pixels import LPIPS_NETWORK, load_lpips, lpips, psnr, ssim
-from csd_nerf.evaluation.reprojection import Views, change_of, contrast, reprojection_error
+from csd_nerf.evaluation.reprojection import PosedPictures, change_of, contrast, reprojection_error
 from csd_nerf.evaluation.structure import edge_correlation, load_dino, structure_distance
-from csd_nerf.evaluation.viewpoints import Baseline
 from csd_nerf.evaluation.weights import DINO, Unavailable
 from csd_nerf.scenes.operators import hue_and_chroma
 
@@ -61,8 +61,8 @@ class DrawnEdit:
         text: a description of the scene after it; empty when there is none.
     """
 
-    before: Views
-    after: Views
+    before: PosedPictures
+    after: PosedPictures
     count: int
     short: Baseline
     long: Baseline
@@ -77,7 +77,7 @@ class Networks:
 
     lpips: Any  # of `load_lpips`, or Unavailable
     dino: Callable[[Tensor], Tensor] | Unavailable
-    clip: Clip | Unavailable
+    clip: ClipModel | Unavailable
 
 
 def load_networks(device: torch.device | str, *, clip: str, download: bool) -> Networks:

@@ -20,7 +20,7 @@ TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
-class Views:
+class PosedPictures:
     """Pictures with the geometry they were drawn from.
 
     Attributes:
@@ -49,7 +49,7 @@ def axis_depth(
 
 
 def warp(
-    views: Views, target: int, source: int, tolerance: float = TOLERANCE
+    views: PosedPictures, target: int, source: int, tolerance: float = TOLERANCE
 ) -> tuple[Float[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
     """The picture of view `source` as seen from view `target`, and where that is known.
 
@@ -96,7 +96,7 @@ class Reprojection:
 
 
 def reprojection_error(
-    views: Views, pairs: Sequence[tuple[int, int]], tolerance: float = TOLERANCE
+    views: PosedPictures, pairs: Sequence[tuple[int, int]], tolerance: float = TOLERANCE
 ) -> Reprojection:
     """Cross-view reprojection error: how far the colours of common points differ between two views.
 
@@ -122,7 +122,7 @@ def reprojection_error(
     return Reprojection(torch.stack(errors), torch.stack(coverage))
 
 
-def change_of(before: Views, after: Views) -> Views:
+def change_of(before: PosedPictures, after: PosedPictures) -> PosedPictures:
     """What an edit changed in each view: `after - before`, -1..1, with the geometry of the scene before.
 
     The reprojection error of the change is 0 where all views change a point alike, also on a scene whose

@@ -1,7 +1,7 @@
 """Pictures and clips: read with what belongs to them, written whole or not at all."""
 
 from csd_nerf.media.clips import Clip, read_clip
-from csd_nerf.media.pictures import (
+from csd_nerf.media.picture_files import (
     PICTURE_SUFFIXES,
     Picture,
     check_picture_output,

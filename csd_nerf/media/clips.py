@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.errors import InputError
-from csd_nerf.media.pictures import PICTURE_SUFFIXES, read_picture
+from csd_nerf.media.picture_files import PICTURE_SUFFIXES, read_picture
 
 FOLDER_FRAME_RATE = Fraction(24)
 """Frames per second of a folder of pictures, which does not say."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from csd_nerf.errors import InputError
 from csd_nerf.files import check_folder_writable, check_free, check_output, remove, whole_file
 from csd_nerf.media.clips import Clip, start_time
-from csd_nerf.media.pictures import Picture, to_bytes, write_picture
+from csd_nerf.media.picture_files import Picture, to_bytes, write_picture
 
 CLIP_SUFFIXES = (".mp4", ".gif")
 """Endings of clips that can be written. A name without an ending is a folder of pictures."""

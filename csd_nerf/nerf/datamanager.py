@@ -17,8 +17,8 @@ from nerfstudio.data.pixel_samplers import PixelSampler
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from torch import Tensor
 
+from csd_nerf.cameras import fit_cameras, fit_photo
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.views import fit_cameras, fit_photo
 
 
 @dataclass

@@ -4,8 +4,8 @@
     targets = edit(views)                         what differs between the methods: `edits`
     fit(field, targets of the last B views)       M steps on random rays
 
-A round asks the diffusion model once, about N views together, and trains the scene for M steps. Rays are cheap
-where they need no whole view, an optimiser sees M gradients for one drawing, and earlier targets are not
+A round asks the diffusion model once, about N views together, and trains the scene for M steps. Rays are
+cheap where they need no whole view, an optimiser sees M gradients for one drawing, and earlier targets are not
 forgotten while new ones come.
 """
 
@@ -105,7 +105,7 @@ class NoOpAlarm:
         return self._patience["followed"] > 0
 
     def asked(self, views: Tensor, targets: Tensor) -> str | None:
-        """What to say when targets do not differ from their views; None while there is nothing to say."""
+        """What to say when targets do not differ from their views; None while all is well."""
         change = float((targets.clamp(0, 1) - views).abs().mean())
         return self._count(
             "asked",
@@ -115,7 +115,7 @@ class NoOpAlarm:
         )
 
     def followed(self, views: Tensor, after: Tensor, targets: Tensor) -> str | None:
-        """What to say when the scene does not move towards its targets; None while there is nothing to say."""
+        """What to say when the scene does not move towards its targets; None while all is well."""
         wanted, left = (float((targets.clamp(0, 1) - images).abs().mean()) for images in (views, after))
         return self._count(
             "followed",

@@ -1,7 +1,7 @@
 """The edit of a trained scene: its settings, its start, its steps, what a checkpoint keeps, and pictures.
 
-A step is `EditPipeline.get_train_loss_dict`. It goes the way of the loop (`edit_loop`, `edits`), or that of the
-published gradient (`gradient_route`).
+A step is `EditPipeline.get_train_loss_dict`. It goes the way of the loop (`edit_loop`, `edits`), or that of
+the published gradient (`gradient_route`).
 """
 
 import copy
@@ -21,6 +21,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter
 
+from csd_nerf.cameras import CameraSampler, turntable_cameras, view_size
 from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.residuals import Guidance, check_fit
@@ -45,7 +46,6 @@ from csd_nerf.nerf.region_hull import Hull
 from csd_nerf.nerf.rendering import holding, render_still, render_views
 from csd_nerf.nerf.source_field import keep_source_field
 from csd_nerf.nerf.targets import Targets, as_bytes
-from csd_nerf.nerf.views import CameraSampler, turntable_cameras, view_size
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.seeds import step_seed
 
@@ -498,7 +498,7 @@ class EditPipeline(PromptedPipeline):
         """
         metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
         if self._edit is None:
-            from csd_nerf.evaluation.evaluate import edit_figures  # pulls in torchmetrics and transformers
+            from csd_nerf.nerf.evaluate_run import edit_figures  # pulls in torchmetrics and transformers
 
             try:
                 metrics |= edit_figures(self)
@@ -522,7 +522,7 @@ class EditPipeline(PromptedPipeline):
 
         The last rows are also saved by themselves, as `before.png` and `after.png`.
         """
-        from csd_nerf.nerf.pictures import save_png, sheet
+        from csd_nerf.nerf.sheets import save_png, sheet
 
         before, after = self._begun().before, self.eval_pictures()
         both = sheet([before, after])
@@ -557,7 +557,7 @@ class EditPipeline(PromptedPipeline):
             return []
         callbacks = self._picture_callbacks(attributes, self._edit)
         if self._where:
-            from csd_nerf.nerf.pictures import save_png
+            from csd_nerf.nerf.sheets import save_png
 
             with holding(self.model, self._edit.source_weights):
                 picture = region_picture(

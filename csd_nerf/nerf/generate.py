@@ -12,6 +12,7 @@ from nerfstudio.utils import writer
 from torch import Tensor
 from torch.nn import Parameter, functional
 
+from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError
@@ -27,7 +28,6 @@ from csd_nerf.nerf.prompted import (
 )
 from csd_nerf.nerf.rendering import render_views
 from csd_nerf.nerf.viewpoints import SIDES, Viewpoints, view_prompt
-from csd_nerf.nerf.views import check_short_side
 from csd_nerf.seeds import step_seed
 
 
@@ -230,7 +230,7 @@ class GeneratePipeline(PromptedPipeline):
 
     def write_pictures(self, folder: Path, step: int, *, final: bool = False) -> None:
         """Save the scene from all around; see the parent. The last ones are saved as `views.png` too."""
-        from csd_nerf.nerf.pictures import save_png, sheet
+        from csd_nerf.nerf.sheets import save_png, sheet
 
         views = sheet([self.eval_pictures()])
         save_png(views, folder / f"step-{step:06d}.png")

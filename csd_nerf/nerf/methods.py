@@ -26,6 +26,7 @@ from csd_nerf.nerf.edit_pipeline import EditPipelineConfig
 from csd_nerf.nerf.generate import GeneratePipelineConfig
 from csd_nerf.nerf.generate_trainer import GenerateTrainerConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
+from csd_nerf.nerf.registry import METHODS
 from csd_nerf.nerf.scene_trainer import SceneTrainerConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.settings_files import CONFIGS, RECIPES, method_file, method_names, read_method, set_options
@@ -113,8 +114,7 @@ def _optimizer(values: Any, file: Path, path: tuple[str, ...]) -> dict[str, Any]
 
 _SPECIFICATIONS = read_methods()
 
-METHODS = {name: copy.deepcopy(method.config) for name, method in _SPECIFICATIONS.items()}
-"""Each method's configuration before a command line changes it."""
+METHODS |= {name: copy.deepcopy(method.config) for name, method in _SPECIFICATIONS.items()}
 
 # `csd_edit` and all others: what the entry points of the package name.
 globals().update({name.replace("-", "_"): method for name, method in _SPECIFICATIONS.items()})

@@ -21,7 +21,7 @@ from nerfstudio.data.utils.nerfstudio_collate import nerfstudio_collate
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check, check_at_least, option
 from csd_nerf.nerf.viewpoints import Viewpoints, orbit, random_viewpoints
 
 SCENE_RADIUS = 1.0
@@ -63,30 +63,20 @@ class OrbitDataManagerConfig(DataManagerConfig):
         }
         for name, (least, most, meaning) in limits.items():
             low, high = getattr(self, name)
-            if not least <= low <= high <= most or high == float("inf"):
-                flag = f"--pipeline.datamanager.{name.replace('_', '-')}"
-                raise InputError(
-                    f"{flag} is not a range of cameras",
-                    expected=f"the smaller number and then the larger one, {meaning}",
-                    got=f"{low} {high}",
-                    hint=f"change {flag}, or leave it out",
-                )
-        for name, least in (("orbit_views", 1), ("orbit_size", 8)):
-            if getattr(self, name) < least:
-                flag = f"--pipeline.datamanager.{name.replace('_', '-')}"
-                raise InputError(
-                    f"{flag} cannot be used",
-                    expected=f"at least {least}",
-                    got=str(getattr(self, name)),
-                    hint=f"change {flag}",
-                )
-        if not -90 <= self.orbit_elevation <= 90:
-            raise InputError(
-                "--pipeline.datamanager.orbit-elevation cannot be used",
-                expected="degrees from -90, below, to 90, above",
-                got=str(self.orbit_elevation),
-                hint="change --pipeline.datamanager.orbit-elevation",
+            check(
+                least <= low <= high <= most and high < float("inf"),
+                f"{option(f'pipeline.datamanager.{name}')} is not a range of cameras",
+                expected=f"the smaller number and then the larger one, {meaning}",
+                got=f"{low} {high}",
             )
+        check_at_least("pipeline.datamanager.orbit_views", self.orbit_views, 1)
+        check_at_least("pipeline.datamanager.orbit_size", self.orbit_size, 8)
+        check(
+            -90 <= self.orbit_elevation <= 90,
+            option("pipeline.datamanager.orbit_elevation"),
+            expected="degrees from -90, below, to 90, above",
+            got=self.orbit_elevation,
+        )
 
 
 class OrbitDataset(InputDataset):

@@ -239,7 +239,7 @@ class PromptedPipeline(VanillaPipeline):
 
     def write_turntable(self, path: Path) -> None:
         """Save an orbit around the scene as an mp4."""
-        from csd_nerf.nerf.pictures import save_video
+        from csd_nerf.nerf.sheets import save_video
 
         cameras = self._turntable()
         save_video((self._picture(cameras, index).permute(1, 2, 0) for index in range(len(cameras))), path)

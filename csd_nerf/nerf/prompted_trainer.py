@@ -15,13 +15,14 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
+from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, is_out_of_memory
 from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, require
+from csd_nerf.nerf.registry import METHODS
 from csd_nerf.nerf.runs import Run, adopt
 from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig
-from csd_nerf.nerf.views import check_short_side
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
 from csd_nerf.priors.loading import check_prior
 from csd_nerf.settings_files import apply_recipe, options_given
@@ -81,8 +82,6 @@ class PromptedTrainerConfig(SceneTrainerConfig):
 
     def _usual(self) -> Any:
         """This method's configuration before a command line changes it."""
-        from csd_nerf.nerf.methods import METHODS
-
         return METHODS[str(self.method_name)]
 
     def _take_prompt_and_recipe(self) -> None:

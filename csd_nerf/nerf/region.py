@@ -9,13 +9,13 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 
+from csd_nerf.cameras import corrected_cameras, fit_cameras, view_size
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.region_box import Box, BoxControls
-from csd_nerf.nerf.region_hull import Hull, check_camera_types, corrected_cameras
+from csd_nerf.nerf.region_box import BoxControls, RegionBox
+from csd_nerf.nerf.region_hull import Hull, check_camera_types
 from csd_nerf.nerf.region_masks import check_masks, read_mask
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.nerf.source_field import Inside
-from csd_nerf.nerf.views import fit_cameras, view_size
 
 MASK_SIZE = 512
 """Short side, in pixels, at which masks are looked at."""
@@ -59,7 +59,7 @@ class RegionConfig:
         if self.source == "box":
             self.box().check()
 
-    def box(self) -> Box:
+    def box(self) -> RegionBox:
         """The box of these settings.
 
         Raises:
@@ -73,7 +73,7 @@ class RegionConfig:
                 got=f"no {_flag(missing)}",
                 hint="find them with the Crop Viewport of `ns-viewer --load-config SCENE/config.yml`",
             )
-        return Box(self.box_center, self.box_size, self.box_rotation)
+        return RegionBox(self.box_center, self.box_size, self.box_rotation)
 
 
 def _flag(name: str) -> str:
@@ -144,7 +144,7 @@ def region_picture(model: NerfactoModel, cameras: Cameras, inside: Inside, count
         inside: the region.
         count: of the views.
     """
-    from csd_nerf.nerf.pictures import sheet
+    from csd_nerf.nerf.sheets import sheet
 
     views = [render_still(model, cameras, index, inside=inside) for index in _spread(len(cameras))[:count]]
     images = torch.stack([view.image for view in views])

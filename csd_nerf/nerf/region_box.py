@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerVec3
 from torch import Tensor
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
 
 Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Box:
+class RegionBox:
     """A box in scene coordinates: nerfstudio's normalised ones, those of its viewer.
 
     Attributes:
@@ -43,13 +43,13 @@ class Box:
             InputError: when it has not.
         """
         numbers = (*self.center, *self.size, *self.rotation)
-        if not all(map(math.isfinite, numbers)) or min(self.size) <= 0:
-            raise InputError(
-                "the box has no volume",
-                expected="three positive lengths, and finite numbers for middle and rotation",
-                got=str(self),
-                hint="change --pipeline.region.box-size, box-center or box-rotation",
-            )
+        check(
+            all(map(math.isfinite, numbers)) and min(self.size) > 0,
+            "the box has no volume",
+            expected="three positive lengths, and finite numbers for middle and rotation",
+            got=self,
+            hint="change --pipeline.region.box-size, box-center or box-rotation",
+        )
 
     def __str__(self) -> str:
         center, size, rotation = (
@@ -66,7 +66,7 @@ class BoxControls:
             viewer looks for them.
     """
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: RegionBox) -> None:
         self._configured = box
         self._center = ViewerVec3("Box center", box.center, step=0.01)
         self._size = ViewerVec3("Box size", box.size, step=0.01)
@@ -81,9 +81,9 @@ class BoxControls:
         }
 
     @property
-    def box(self) -> Box:
+    def box(self) -> RegionBox:
         """As the viewer's controls say."""
-        return Box(*(_vector(element.value) for element in (self._center, self._size, self._rotation)))
+        return RegionBox(*(_vector(element.value) for element in (self._center, self._size, self._rotation)))
 
     def contains(self, positions: Tensor) -> Tensor:
         """Which positions (..., 3) lie in the box as it is now, (...)."""
@@ -106,7 +106,7 @@ class BoxControls:
         self._rotation.value = _vector((turned.roll, turned.pitch, turned.yaw))
 
 
-def _by_element(box: Box) -> dict[str, Vector]:
+def _by_element(box: RegionBox) -> dict[str, Vector]:
     return {"box_center": box.center, "box_size": box.size, "box_rotation": box.rotation}
 
 

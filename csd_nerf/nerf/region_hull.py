@@ -141,23 +141,6 @@ def project(
     return pixels, visible & (pixels >= 0).all(-1) & (pixels < size).all(-1)
 
 
-def corrected_cameras(cameras: Cameras, corrections: Float[Tensor, "n 3 4"]) -> Cameras:
-    """The cameras as training rays come out of them, with what nerfacto learned about their poses."""
-    poses = cameras.camera_to_worlds
-    moved = torch.cat([corrections[:, :, :3] @ poses[:, :, :3], poses[:, :, 3:] + corrections[:, :, 3:]], -1)
-    return Cameras(
-        camera_to_worlds=moved,
-        fx=cameras.fx,
-        fy=cameras.fy,
-        cx=cameras.cx,
-        cy=cameras.cy,
-        width=cameras.width,
-        height=cameras.height,
-        distortion_params=cameras.distortion_params,
-        camera_type=cameras.camera_type,
-    )
-
-
 def check_camera_types(cameras: Cameras) -> None:
     """See that `project` knows the cameras.
 

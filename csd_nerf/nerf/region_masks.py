@@ -11,8 +11,8 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from csd_nerf.cameras import fit_photo
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.views import fit_photo
 
 WHITE = 128
 """From this grey value (of 255) on, a pixel of a mask counts as white when empty masks are looked for."""

@@ -91,7 +91,7 @@ class Targets:
         if pictures.shape[1:] != self.pictures.shape[1:] or any(indices >= len(self.cameras)):
             raise InputError(
                 "the edited pictures in the checkpoint are not of these training views",
-                expected=f"pictures of {tuple(self.pictures.shape[1:3])} pixels, of {len(self.cameras)} views",
+                expected=f"pictures of {tuple(self.pictures.shape[1:3])} pixels, {len(self.cameras)} or fewer",
                 got=f"{len(pictures)} of {tuple(pictures.shape[1:3])} pixels",
                 hint="continue with the --data and --pipeline.render-size that the edit was begun with",
             )

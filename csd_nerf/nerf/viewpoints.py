@@ -14,6 +14,8 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
+from csd_nerf.cameras import poses_around
+
 Range = tuple[float, float]
 
 SIDES = ("front", "side", "back", "overhead")
@@ -45,19 +47,15 @@ class Viewpoints:
 
     def cameras(self, size: int) -> Cameras:
         """N cameras with square pictures of `size` pixels a side, the origin at their centre."""
-        elevation, azimuth = self.elevation.deg2rad(), self.azimuth.deg2rad()
-        level = torch.zeros_like(azimuth)
-        around, across = torch.cos(azimuth), torch.sin(azimuth)
-        back = torch.stack(
-            [elevation.cos() * around, elevation.cos() * across, elevation.sin()], dim=1
-        )  # (N, 3), from the origin to the camera
-        # Straight from the azimuth, not from `back`: it is defined at the poles too.
-        right = torch.stack([-across, around, level], dim=1)
-        up = torch.linalg.cross(back, right)
-        eyes = self.distance[:, None] * back
+        poses = poses_around(
+            torch.zeros(3),
+            distance=self.distance,
+            elevation=self.elevation.deg2rad(),
+            azimuth=self.azimuth.deg2rad(),
+        )
         focal = size / 2 / torch.tan(self.field_of_view.deg2rad() / 2)
         return Cameras(
-            camera_to_worlds=torch.stack([right, up, back, eyes], dim=-1),  # (N, 3, 4)
+            camera_to_worlds=poses,
             fx=focal[:, None],
             fy=focal[:, None],
             cx=size / 2,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from csd_nerf.bundled import BUNDLED_CONTROL_NETS
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check, option
 from csd_nerf.priors.folder import check_weights, is_image_conditioned, is_xl, read_json, vae_factor
 from csd_nerf.priors.names import find_model
 
@@ -45,28 +45,28 @@ class ControlConfig:
             InputError: a ControlNet without a picture or a picture without a ControlNet; a scale that is
                 negative or not finite.
         """
-        if not self.net and self.picture != "none":
-            raise InputError(
-                f"the picture {self.picture} needs a ControlNet that is shown it",
-                expected=CONTROL_NAMES_HELP,
-                got="no ControlNet",
-                hint=f"add `--pipeline.control.net lllyasviel/sd-controlnet-{self.picture}` (for Stable "
-                "Diffusion 1.5)",
-            )
-        if self.net and self.picture == "none":
-            raise InputError(
-                f"it was not said what the ControlNet {self.net} is shown",
-                expected="the kind of picture that it was trained with, depth or canny",
-                got="--pipeline.control.picture none",
-                hint="add `--pipeline.control.picture depth` or `canny`",
-            )
-        if not 0 <= self.scale < math.inf:
-            raise InputError(
-                "the ControlNet cannot be followed that closely",
-                expected="a number that is not negative",
-                got=f"{self.scale}",
-                hint="leave --pipeline.control.scale at 1",
-            )
+        check(
+            bool(self.net) or self.picture == "none",
+            f"the picture {self.picture} needs a ControlNet that is shown it",
+            expected=CONTROL_NAMES_HELP,
+            got="no ControlNet",
+            hint=f"add `--pipeline.control.net lllyasviel/sd-controlnet-{self.picture}` (for Stable "
+            "Diffusion 1.5)",
+        )
+        check(
+            not self.net or self.picture != "none",
+            f"it was not said what the ControlNet {self.net} is shown",
+            expected="the kind of picture that it was trained with, depth or canny",
+            got="--pipeline.control.picture none",
+            hint="add `--pipeline.control.picture depth` or `canny`",
+        )
+        check(
+            0 <= self.scale < math.inf,
+            option("pipeline.control.scale"),
+            expected="a number that is not negative",
+            got=self.scale,
+            hint="leave it at 1",
+        )
 
 
 NO_CONTROL = ControlConfig()

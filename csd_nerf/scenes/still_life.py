@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 from csd_nerf.scenes import textures
 from csd_nerf.scenes.primitives import Array, Box, Ellipsoid, Frustum, Solid
 from csd_nerf.scenes.textures import Color, Palette
@@ -96,7 +96,7 @@ OBJECTS = (
 )
 
 OBJECT_NAMES = ("background", *(thing.name for thing in OBJECTS))
-"""Name of every value in `Picture.objects`."""
+"""Name of every value in `StillLifeView.objects`."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class PinholeCamera:
 
 
 @dataclass(frozen=True)
-class Picture:
+class StillLifeView:
     """A rendered view.
 
     rgb: (H, W, 3) float32 in 0..1, anti-aliased.
@@ -169,13 +169,13 @@ def orbit_cameras(count: int, *, size: int = 128, seed: int = 0) -> list[Pinhole
     Neighbours in the list are on different rings, so that taking every n-th for evaluation leaves all three
     covered. `seed` turns the rings and jitters every camera a little. Pictures are `size` x `size` pixels.
     """
-    if count < 1:
-        raise InputError(
-            "no cameras",
-            expected="at least 1 view",
-            got=str(count),
-            hint="ask for a positive number of views",
-        )
+    check(
+        count >= 1,
+        "no cameras",
+        expected="at least 1 view",
+        got=count,
+        hint="ask for a positive number of views",
+    )
     generator = np.random.default_rng(seed)
     elevations = np.radians([16.0, 33.0, 52.0])
     start = generator.uniform(0, 2 * np.pi)
@@ -284,7 +284,7 @@ def find_edit(edit: str | None) -> tuple[ObjectEdit | None, Operator | None]:
     return None, whole_picture[edit]
 
 
-def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> Picture:
+def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> StillLifeView:
     """Render the scene, as it is or under a known edit.
 
     edit: a key of OBJECT_EDITS (one object repainted), or a name in `operators.OPERATORS` or
@@ -321,4 +321,4 @@ def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: 
 
     distance, objects, _ = _first_hit(origin, camera.directions(rows + 0.5, columns + 0.5))
     shape = (camera.height, camera.width)
-    return Picture(rgb, distance.reshape(shape).astype(np.float32), objects.reshape(shape))
+    return StillLifeView(rgb, distance.reshape(shape).astype(np.float32), objects.reshape(shape))

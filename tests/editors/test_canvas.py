@@ -9,10 +9,11 @@ import torch
 
 from csd_nerf.distillation import DescentConfig, Distilled, NonFiniteResidual, Objective, preset
 from csd_nerf.editors.canvas import evenly
-from csd_nerf.editors.loop import descend, step_seed
+from csd_nerf.editors.loop import descend
 from csd_nerf.editors.window_canvas import Region, WindowCanvas
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
+from csd_nerf.seeds import step_seed
 
 
 class Constant(Objective):

@@ -18,8 +18,8 @@ from PIL import Image, ImageCms
 from csd_nerf.cli import main
 from csd_nerf.editors import saving
 from csd_nerf.editors.base_command import EditCommand
-from csd_nerf.editors.command import Image as ImageCommand
-from csd_nerf.editors.command import Panorama
+from csd_nerf.editors.picture_command import Image as ImageCommand
+from csd_nerf.editors.picture_command import Panorama
 from csd_nerf.editors.video_command import Video
 
 

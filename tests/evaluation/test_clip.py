@@ -11,7 +11,7 @@ from torch import Tensor
 
 from csd_nerf.bundled import bundled_path
 from csd_nerf.evaluation.clip import (
-    Clip,
+    ClipModel,
     direction_consistency,
     directional_similarity,
     load_clip,
@@ -21,7 +21,7 @@ from csd_nerf.evaluation.weights import Unavailable
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip") / "small"
@@ -44,7 +44,7 @@ def images(generator: torch.Generator) -> Tensor:
     return torch.rand(3, 3, 48, 64, generator=generator)
 
 
-def test_embeddings_are_those_of_the_whole_model(clip: Clip, images: Tensor) -> None:
+def test_embeddings_are_those_of_the_whole_model(clip: ClipModel, images: Tensor) -> None:
     resized = torch.nn.functional.interpolate(images, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(3, 1, 1)
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(3, 1, 1)
@@ -58,11 +58,11 @@ def test_embeddings_are_those_of_the_whole_model(clip: Clip, images: Tensor) -> 
     torch.testing.assert_close(text_similarity(clip.images(images), clip.text("a bear at night")), logits)
 
 
-def test_a_long_text_is_cut_off(clip: Clip) -> None:
+def test_a_long_text_is_cut_off(clip: ClipModel) -> None:
     assert clip.text("a bear in the snow " * 20).norm() == pytest.approx(1)
 
 
-def test_directional_similarity_by_hand(clip: Clip, images: Tensor) -> None:
+def test_directional_similarity_by_hand(clip: ClipModel, images: Tensor) -> None:
     before, after = clip.images(images), clip.images(1 - images)
     source, target = clip.text("a bear"), clip.text("a bear at night")
     by_hand = []
@@ -74,7 +74,7 @@ def test_directional_similarity_by_hand(clip: Clip, images: Tensor) -> None:
     torch.testing.assert_close(opposite, -directional_similarity(before, after, source, target))
 
 
-def test_direction_consistency_by_hand(clip: Clip, images: Tensor) -> None:
+def test_direction_consistency_by_hand(clip: ClipModel, images: Tensor) -> None:
     before, after = clip.images(images), clip.images(1 - images)
     neighbours, edited_neighbours = before.roll(1, 0), clip.images(images.roll(1, 0).flip(-1))
     by_hand = []
@@ -86,7 +86,7 @@ def test_direction_consistency_by_hand(clip: Clip, images: Tensor) -> None:
     torch.testing.assert_close(direction_consistency(before, after, before, after), torch.ones(3))
 
 
-def test_the_description_names_model_and_input(clip: Clip) -> None:
+def test_the_description_names_model_and_input(clip: ClipModel) -> None:
     assert clip.description == f"{clip.name}, 32 px"
 
 

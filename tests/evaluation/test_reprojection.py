@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from csd_nerf.evaluation.reprojection import Views, axis_depth, change_of, contrast, reprojection_error, warp
+from csd_nerf.evaluation.reprojection import (
+    PosedPictures,
+    axis_depth,
+    change_of,
+    contrast,
+    reprojection_error,
+    warp,
+)
 from csd_nerf.scenes.operators import TINT_HUES, tint
 from csd_nerf.scenes.still_life import look_at, orbit_cameras, render
 
@@ -21,7 +28,7 @@ def camera_matrices(poses: list[np.ndarray], focal: float, size: int) -> tuple[T
     return matrices, lens.expand(len(poses), 3, 3)
 
 
-def plane_views(size: int) -> Views:
+def plane_views(size: int) -> PosedPictures:
     """Three views of the plane z = 0 with a smooth pattern on it; colours and depths in closed form."""
     positions = [(0.0, -2.0, 1.6), (0.5, -1.9, 1.5), (-0.8, -1.6, 1.8)]
     poses = [look_at(np.array(position), np.zeros(3)) for position in positions]
@@ -37,7 +44,7 @@ def plane_views(size: int) -> Views:
         u, v = 5 * points[..., 0], 5 * points[..., 1]
         images.append(torch.stack([u.sin(), v.cos(), (u + v).sin()]) / 2 + 0.5)
         depths.append(depth)
-    return Views(torch.stack(images), torch.stack(depths), matrices, intrinsics)
+    return PosedPictures(torch.stack(images), torch.stack(depths), matrices, intrinsics)
 
 
 PLANE_PAIRS = [(0, 1), (1, 0), (0, 2), (2, 1)]
@@ -61,7 +68,7 @@ def test_a_wrong_depth_or_a_wrong_camera_shows() -> None:
 
 
 @pytest.fixture(scope="module")
-def still_life() -> Views:
+def still_life() -> PosedPictures:
     cameras = orbit_cameras(36, size=96)[:6:3]  # neighbours on one ring, thirty degrees apart
     cameras += orbit_cameras(36, size=96)[6:7]
     pictures = [render(camera) for camera in cameras]
@@ -70,7 +77,7 @@ def still_life() -> Views:
     )
     images = torch.stack([torch.from_numpy(picture.rgb).permute(2, 0, 1) for picture in pictures])
     distances = torch.stack([torch.from_numpy(picture.depth) for picture in pictures])
-    return Views(images, axis_depth(distances, intrinsics), matrices, intrinsics)
+    return PosedPictures(images, axis_depth(distances, intrinsics), matrices, intrinsics)
 
 
 STILL_LIFE_PAIRS = [(0, 1), (1, 0), (1, 2)]
@@ -87,7 +94,7 @@ def test_depth_along_the_axis_gives_the_points_that_rays_hit() -> None:
     torch.testing.assert_close(axis_depth(distances, intrinsics)[0], along.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_small_on_the_still_life_because_occlusions_are_masked(still_life: Views) -> None:
+def test_small_on_the_still_life_because_occlusions_are_masked(still_life: PosedPictures) -> None:
     masked = reprojection_error(still_life, STILL_LIFE_PAIRS)
     unmasked = reprojection_error(still_life, STILL_LIFE_PAIRS, tolerance=math.inf)
     assert masked.coverage.min() > 0.3
@@ -95,7 +102,7 @@ def test_small_on_the_still_life_because_occlusions_are_masked(still_life: Views
     assert torch.all(unmasked.errors > 1.5 * masked.errors)
 
 
-def test_grows_with_injected_inconsistency(still_life: Views) -> None:
+def test_grows_with_injected_inconsistency(still_life: PosedPictures) -> None:
     def with_gain(strength: float) -> Tensor:
         gains = 1 - strength * torch.tensor([0.0, 0.5, 1.0])
         return gains.reshape(3, 1, 1, 1) * still_life.images
@@ -114,14 +121,16 @@ def test_grows_with_injected_inconsistency(still_life: Views) -> None:
         assert figures[-1] > 3 * figures[0]
 
 
-def test_relative_error_is_that_of_the_source_for_a_paler_scene(still_life: Views) -> None:
+def test_relative_error_is_that_of_the_source_for_a_paler_scene(still_life: PosedPictures) -> None:
     views = dataclasses.replace(still_life, images=0.3 * still_life.images + 0.2)
     errors = [reprojection_error(each, STILL_LIFE_PAIRS).errors for each in (still_life, views)]
     torch.testing.assert_close(errors[1], 0.3 * errors[0])
     torch.testing.assert_close(errors[1] / contrast(views.images), errors[0] / contrast(still_life.images))
 
 
-def test_ranks_the_source_before_its_exact_edit_before_edits_of_single_views(still_life: Views) -> None:
+def test_ranks_the_source_before_its_exact_edit_before_edits_of_single_views(
+    still_life: PosedPictures,
+) -> None:
     """In one scene, a point changes alike in all views; the edits of single views differ in their hue."""
     pictures = {
         "source": still_life.images,
@@ -136,7 +145,7 @@ def test_ranks_the_source_before_its_exact_edit_before_edits_of_single_views(sti
     assert 0 == errors["source"] < errors["scene"] < 0.1 * errors["single"]
 
 
-def test_a_view_dependence_of_the_scene_is_no_error_of_the_change(still_life: Views) -> None:
+def test_a_view_dependence_of_the_scene_is_no_error_of_the_change(still_life: PosedPictures) -> None:
     gains = torch.tensor([1.0, 0.8, 0.6]).reshape(3, 1, 1, 1)
     glossy = dataclasses.replace(still_life, images=gains * still_life.images)
     repainted = dataclasses.replace(

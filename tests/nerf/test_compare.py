@@ -19,13 +19,13 @@ from csd_nerf.cli import main
 from csd_nerf.comparison import measuring
 from csd_nerf.comparison.budget import Price, method_config, price_of
 from csd_nerf.comparison.checking import checked
-from csd_nerf.comparison.command import Compare
+from csd_nerf.comparison.compare_command import Compare
+from csd_nerf.comparison.compare_settings import Budget, Instruction
 from csd_nerf.comparison.jobs import jobs_of
 from csd_nerf.comparison.live import LiveTable
 from csd_nerf.comparison.per_view import PerViewEditor
 from csd_nerf.comparison.plots import COLOURS, plot
 from csd_nerf.comparison.results import Line, Row, Spread, as_csv, as_json, lines_of, spread
-from csd_nerf.comparison.settings import Budget, Instruction
 from csd_nerf.demo.child import failure_lines
 from csd_nerf.demo.stages import Stage
 from csd_nerf.distillation.objective import Objective

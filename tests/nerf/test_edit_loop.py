@@ -13,12 +13,12 @@ import torch
 from nerf_runs import refusal, run, run_until_killed
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
+from csd_nerf.cameras import fit_cameras
 from csd_nerf.nerf.edit_loop import NoOpAlarm, draw
 from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.nerf.targets import Targets, as_bytes
-from csd_nerf.nerf.views import fit_cameras
 
 Make = Any
 DATASET_METHODS = ["csd-edit-dataset", "in2n-baseline"]

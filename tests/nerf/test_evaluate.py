@@ -15,9 +15,9 @@ from nerf_runs import make_edit_config, run
 
 from csd_nerf.cli import main
 from csd_nerf.errors import InputError
-from csd_nerf.evaluation.edited_run import open_edited_run
-from csd_nerf.nerf.base_pipeline import BaseEditPipeline
 from csd_nerf.nerf.cost import read_cost, write_cost
+from csd_nerf.nerf.edit_pipeline import EditPipeline
+from csd_nerf.nerf.edited_run import open_edited_run
 
 Make = Any
 OFFLINE = ("clip_direction_consistency", "structure_distance", "lpips_to_source", "lpips_to_known_edit")
@@ -72,13 +72,13 @@ def test_an_edit_is_measured_without_weights_or_network(edit_run: Path, tmp_path
 
 
 def test_ns_eval_has_the_same_figures_and_leaves_the_edit_as_it_was(edit_run: Path, capsys: Any) -> None:
-    from csd_nerf.evaluation.evaluate import Settings, evaluate
+    from csd_nerf.nerf.evaluate_run import EvaluationSettings, evaluate
 
     edited = open_edited_run(edit_run)
     weights = {name: value.clone() for name, value in edited.pipeline.model.state_dict().items()}
     metrics = edited.pipeline.get_average_eval_image_metrics(get_std=True)
     assert {"psnr", "psnr_std", "ssim"} <= metrics.keys()
-    again = evaluate(edited, Settings(), lambda line: None).figures
+    again = evaluate(edited, EvaluationSettings(), lambda line: None).figures
     for name in ("psnr_to_known_edit", "reprojection_error_short"):
         assert metrics[f"edit_{name}"] == pytest.approx(again[name].after)
         assert metrics[f"edit_{name}_before"] == pytest.approx(again[name].before)
@@ -90,7 +90,7 @@ def test_ns_eval_has_the_same_figures_and_leaves_the_edit_as_it_was(edit_run: Pa
 def test_ns_eval_goes_on_without_the_source_scene(
     edit_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    pipeline: BaseEditPipeline = open_edited_run(edit_run).pipeline
+    pipeline: EditPipeline = open_edited_run(edit_run).pipeline
     pipeline.config.source_checkpoint = Path("gone.ckpt")
     metrics = pipeline.get_average_eval_image_metrics()
     assert "psnr" in metrics and not any(name.startswith("edit_") for name in metrics)

@@ -11,9 +11,9 @@ import torch
 from nerf_runs import run
 from PIL import Image, ImageChops
 
+from csd_nerf.cameras import fit_cameras
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer
 from csd_nerf.nerf.runs import find_run
-from csd_nerf.nerf.views import fit_cameras
 
 Make = Any
 

@@ -20,15 +20,15 @@ from nerfstudio.fields.base_field import Field
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 
+from csd_nerf.cameras import fit_cameras
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.dataset_pipeline import DatasetEditPipeline
 from csd_nerf.nerf.region import _spread
-from csd_nerf.nerf.region_box import Box
+from csd_nerf.nerf.region_box import RegionBox
 from csd_nerf.nerf.region_hull import Hull, project
 from csd_nerf.nerf.region_masks import read_mask
 from csd_nerf.nerf.rendering import render_still, render_views
 from csd_nerf.nerf.runs import find_run, read_checkpoint
-from csd_nerf.nerf.views import fit_cameras
 from csd_nerf.scenes.still_life import BALL, OBJECT_NAMES, VASE
 
 Make = Any
@@ -128,7 +128,7 @@ def source_pictures(scene_run: Path) -> torch.Tensor:
 
 
 def test_a_turned_box_contains_what_its_own_axes_say() -> None:
-    box = Box((1.0, 2.0, 3.0), (2.0, 1.0, 0.5), (0.0, 0.0, math.radians(90)))
+    box = RegionBox((1.0, 2.0, 3.0), (2.0, 1.0, 0.5), (0.0, 0.0, math.radians(90)))
     offsets = torch.tensor([[0.4, 0.9, 0.2], [0.9, 0.4, 0.2], [0.0, 0.0, 0.26], [0.0, -0.99, -0.24]])
     positions = torch.tensor(box.center) + offsets
     assert box.contains(positions).tolist() == [True, False, False, True]
@@ -299,7 +299,7 @@ def test_the_box_holds_the_pixels_whose_surface_lies_in_it(
 
     monkeypatch.setattr(model.field, "forward", ball)
     monkeypatch.setattr(model, "density_fns", [density])
-    box = Box((0.1, 0.0, -0.1), (0.5, 0.4, 0.4), (0.0, 0.0, 0.6))
+    box = RegionBox((0.1, 0.0, -0.1), (0.5, 0.4, 0.4), (0.0, 0.0, 0.6))
     agree, shares = [], []
     for index in range(0, len(cameras), 3):
         inside = render_still(model, cameras, index, inside=box.contains).inside
@@ -412,7 +412,7 @@ def test_the_box_comes_from_the_viewers_crop(edit_config: Make, scene_run: Path)
 
     from csd_nerf.nerf.region_box import BoxControls
 
-    controls = BoxControls(Box((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    controls = BoxControls(RegionBox((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     crop = OrientedBox.from_params((0.1, 0.2, 0.3), (0.2, -0.4, 0.5), (0.6, 0.8, 0.4))
 
     class Viewer:

@@ -1,9 +1,7 @@
-"""Opening an edited run: the scene after its edit, and the scene before."""
+"""Opening an edited run: the scene after its edit; see `source_scene` for the one before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import csd_nerf.nerf.methods  # noqa: F401 - lets torch load what checkpoints ho
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.edit_pipeline import EditPipeline
-from csd_nerf.nerf.rendering import holding
 from csd_nerf.nerf.runs import find_run, read_checkpoint
+from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.trainer import EditTrainerConfig
 
 
@@ -79,36 +77,3 @@ def open_edited_run(path: Path) -> EditedRun:
         seed=config.machine.seed,
         pipeline=pipeline,
     )
-
-
-def source_checkpoint(config: Any) -> Path:
-    """The checkpoint of the scene before the edit.
-
-    Args:
-        config: of the edit's pipeline.
-
-    Raises:
-        InputError: when it is gone.
-    """
-    source = config.source_checkpoint
-    if source is None or not source.exists():
-        raise InputError(
-            "the scene that this edit started from is gone",
-            expected=f"{source}, to compare the edit with",
-            got="no such file",
-            hint="put the source run back where it was",
-        )
-    return source
-
-
-@contextmanager
-def source_scene(pipeline: EditPipeline) -> Iterator[None]:
-    """Within it, the pipeline holds the scene before the edit.
-
-    Raises:
-        InputError: when that is gone.
-    """
-    source = source_checkpoint(pipeline.config)
-    with holding(pipeline.model, pipeline.model.state_dict()):
-        pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
-        yield

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from csd_nerf.distillation import DescentConfig
+from csd_nerf.editors.edit_pictures import reflected
 from csd_nerf.editors.frame_canvas import FrameCanvas
 from csd_nerf.editors.observer import Observer, Work
-from csd_nerf.editors.pictures import reflected
-from csd_nerf.editors.running import Pass, run_passes
+from csd_nerf.editors.passes import Pass, run_passes
 from csd_nerf.editors.settings import VideoSettings
 from csd_nerf.errors import InputError
 from csd_nerf.media import Clip

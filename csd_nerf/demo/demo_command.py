@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from csd_nerf.demo.settings import FULL, Progress, Recipe, Settings, command_line, open_folder, option
-from csd_nerf.errors import EXIT_STATUS_BAD_INPUT, InputError
+from csd_nerf.demo.demo_settings import FULL, DemoSettings, Progress, Sizes, command_line, open_folder
+from csd_nerf.errors import EXIT_STATUS_BAD_INPUT, InputError, check, check_at_least
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,11 +45,11 @@ class Demo:
     seed: int = 0
     """Decides cameras, training and edit."""
 
-    def run(self, recipe: Recipe = FULL) -> None:
+    def run(self, sizes: Sizes = FULL) -> None:
         """Carry out what is not done yet, and write the page.
 
         Args:
-            recipe: sizes of scene and pictures.
+            sizes: of scene and pictures.
 
         Raises:
             InputError: for options that cannot be used, or a folder that is not this demo's.
@@ -59,7 +59,7 @@ class Demo:
         from rich.console import Console
 
         console = Console()
-        settings = self.check(recipe)
+        settings = self.check(sizes)
         open_folder(self.output, settings, defaults())
         again = command_line(self.output, settings.as_json(), defaults())
         try:
@@ -69,41 +69,35 @@ class Demo:
             console.print(Text(f"  {again}"), soft_wrap=True)
             raise
 
-    def check(self, recipe: Recipe) -> Settings:
+    def check(self, sizes: Sizes) -> DemoSettings:
         """The settings that these options make.
 
         Raises:
             InputError: for an option that cannot be used.
         """
-        if not self.prompt.strip():
-            raise InputError(
-                "the prompt is empty",
-                expected="what to change, in words",
-                got=repr(self.prompt),
-                hint=f'leave out --prompt, or say --prompt "{DEFAULT_PROMPT}"',
-            )
+        check(
+            bool(self.prompt.strip()),
+            "the prompt is empty",
+            expected="what to change, in words",
+            got=repr(self.prompt),
+            hint=f'leave out --prompt, or say --prompt "{DEFAULT_PROMPT}"',
+        )
         for name, least in (("train_steps", 1), ("edit_steps", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{option(name)} is too small",
-                    expected=f"at least {least}",
-                    got=str(getattr(self, name)),
-                    hint=f"leave out {option(name)} for {defaults()[name]}",
-                )
-        return Settings(
+            check_at_least(name, getattr(self, name), least, hint=f"leave it out for {defaults()[name]}")
+        return DemoSettings(
             data=None if self.data is None else str(_checked_data(self.data)),
             prompt=self.prompt,
             prior=_checked_prior(self.prior),
             train_steps=self.train_steps,
             edit_steps=self.edit_steps,
             seed=self.seed,
-            recipe=recipe,
+            sizes=sizes,
         )
 
-    def _carry_out(self, settings: Settings, again: str, console: Console) -> None:
+    def _carry_out(self, settings: DemoSettings, again: str, console: Console) -> None:
         from csd_nerf.demo.child import CommandFailed
-        from csd_nerf.demo.page import write_page
-        from csd_nerf.demo.running import report_failure, run_stage
+        from csd_nerf.demo.demo_page import write_page
+        from csd_nerf.demo.running_stages import report_failure, run_stage
         from csd_nerf.demo.stages import stages_of
         from csd_nerf.display import Display, minutes
 

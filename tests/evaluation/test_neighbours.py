@@ -9,7 +9,7 @@ import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
 
-from csd_nerf.evaluation.viewpoints import choose_viewpoints, parallax_degrees
+from csd_nerf.evaluation.neighbours import parallax_degrees, with_neighbours
 from csd_nerf.scenes.still_life import look_at
 
 
@@ -30,23 +30,23 @@ def test_parallax_is_the_angle_at_the_point() -> None:
 
 
 def test_neighbours_are_those_nearest_to_the_wanted_parallax() -> None:
-    viewpoints = choose_viewpoints(ring([0, 50]), ring([-3, 7, 20, 28, 41]))
-    assert viewpoints.count == 2
-    assert viewpoints.short.degrees == pytest.approx([7, 9], abs=1e-3)
-    assert viewpoints.long.degrees == pytest.approx([28, 30], abs=1e-3)
+    chosen = with_neighbours(ring([0, 50]), ring([-3, 7, 20, 28, 41]))
+    assert chosen.count == 2
+    assert chosen.short.degrees == pytest.approx([7, 9], abs=1e-3)
+    assert chosen.long.degrees == pytest.approx([28, 30], abs=1e-3)
     # Evaluation views first, then every neighbour once, and nothing else.
-    angles = torch.rad2deg(torch.atan2(*viewpoints.cameras.camera_to_worlds[:, :2, 3].flip(1).unbind(1)))
+    angles = torch.rad2deg(torch.atan2(*chosen.cameras.camera_to_worlds[:, :2, 3].flip(1).unbind(1)))
     assert angles.tolist() == pytest.approx([0, 50, 7, 20, 28, 41], abs=1e-3)
-    assert [angles[neighbour].round().item() for _, neighbour in viewpoints.short.pairs] == [7, 41]
-    assert viewpoints.cameras.distortion_params is None
+    assert [angles[neighbour].round().item() for _, neighbour in chosen.short.pairs] == [7, 41]
+    assert chosen.cameras.distortion_params is None
 
 
 def test_a_neighbour_may_be_an_evaluation_view_but_not_the_view_itself() -> None:
-    viewpoints = choose_viewpoints(ring([0, 8]), ring([0, 8, 30]))
-    assert viewpoints.short.degrees == pytest.approx([8, 8], abs=1e-3)
-    assert all(view != neighbour for view, neighbour in viewpoints.short.pairs)
+    chosen = with_neighbours(ring([0, 8]), ring([0, 8, 30]))
+    assert chosen.short.degrees == pytest.approx([8, 8], abs=1e-3)
+    assert all(view != neighbour for view, neighbour in chosen.short.pairs)
 
 
 def test_a_single_viewpoint_has_no_neighbours() -> None:
-    viewpoints = choose_viewpoints(ring([10]), ring([10]))
-    assert not viewpoints.short.pairs and not viewpoints.long.pairs and len(viewpoints.cameras) == 1
+    chosen = with_neighbours(ring([10]), ring([10]))
+    assert not chosen.short.pairs and not chosen.long.pairs and len(chosen.cameras) == 1

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
 import torch
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 
+from csd_nerf.cameras import (
+    CameraSampler,
+    closest_point,
+    fit_cameras,
+    fit_photo,
+    pinhole_cameras,
+    poses_around,
+    replaced,
+    turntable_cameras,
+    view_size,
+)
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.views import CameraSampler, fit_cameras, fit_photo, turntable_cameras, view_size
 
 
 def ring(count: int, *, heights: list[int] | int = 40, widths: list[int] | int = 60) -> Cameras:
@@ -81,3 +92,54 @@ def test_turntable_looks_at_what_the_capture_looks_at() -> None:
     distances = positions.norm(dim=1)
     torch.testing.assert_close(distances, torch.full((8,), (4 + 0.25) ** 0.5), atol=1e-3, rtol=0)
     torch.testing.assert_close(positions + forward * distances[:, None], torch.zeros(8, 3), atol=1e-3, rtol=0)
+
+
+def test_replaced_changes_what_is_named_and_nothing_else() -> None:
+    cameras = replaced(
+        ring(3),
+        distortion_params=torch.full((3, 6), 0.1),
+        times=torch.tensor([[1.0], [2], [3]]),
+        metadata={"lens": "wide"},
+    )
+    moved = replaced(cameras, camera_to_worlds=cameras.camera_to_worlds + 1)
+    torch.testing.assert_close(moved.camera_to_worlds, cameras.camera_to_worlds + 1)
+    for field in {field.name for field in dataclasses.fields(cameras)} - {"camera_to_worlds", "metadata"}:
+        assert torch.equal(getattr(moved, field), getattr(cameras, field)), field
+    assert moved.metadata == cameras.metadata == {"lens": "wide"}
+
+
+def test_pinhole_cameras_are_joined_without_their_lenses() -> None:
+    fisheye = replaced(ring(2), distortion_params=torch.full((2, 6), 0.1), camera_type=CameraType.FISHEYE)
+    joined = pinhole_cameras(fisheye, ring(3))
+    assert len(joined) == 5 and joined.distortion_params is None
+    assert joined.camera_type.unique().tolist() == [CameraType.PERSPECTIVE.value]
+    torch.testing.assert_close(joined.camera_to_worlds[:2], fisheye.camera_to_worlds)
+
+
+def test_closest_point_is_where_axes_meet() -> None:
+    wanted = torch.tensor([0.3, -0.2, 1.0])
+    origins = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(closest_point(origins, 3 * (wanted - origins)), wanted)
+
+
+def test_of_parallel_axes_the_closest_point_is_near_the_origin() -> None:
+    """A row of cameras that look one way, up to the rounding of their poses."""
+    origins = torch.tensor([[5.0, 1, 0], [5, 3, 0], [5, 2, 0]])
+    noise = 1e-7 * torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    found = closest_point(origins, torch.tensor([[-1.0, 0, 0]]).expand(3, 3) + noise)
+    torch.testing.assert_close(found, torch.tensor([0.0, 2, 0]), atol=1e-4, rtol=0)
+
+
+def test_poses_look_at_their_target_from_the_poles_too() -> None:
+    target = torch.tensor([1.0, 2, 3])
+    poses = poses_around(
+        target,
+        distance=torch.tensor([2.0, 2, 2]),
+        elevation=torch.tensor([0.0, torch.pi / 2, -torch.pi / 2]),
+        azimuth=torch.tensor([torch.pi / 2, 0, 0]),
+    )
+    torch.testing.assert_close(poses[:, :, 3] - 2 * poses[:, :, 2], target.expand(3, 3))
+    torch.testing.assert_close(poses[0, :, 3], torch.tensor([1.0, 4, 3]))
+    rotations = poses[:, :, :3]
+    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).expand(3, 3, 3))
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(3))

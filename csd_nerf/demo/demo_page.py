@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from csd_nerf.demo.pictures import FACTS
-from csd_nerf.demo.settings import Progress, Settings
+from csd_nerf.demo.demo_settings import DemoSettings, Progress
+from csd_nerf.demo.draw_pictures import FACTS
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, Stage
 from csd_nerf.display import minutes
 from csd_nerf.files import write_text
@@ -35,11 +35,11 @@ from csd_nerf.pages import (
 PACKAGES = ("csd-nerf", "nerfstudio", "torch", "diffusers", "transformers")
 
 SHEET_GAP = 4
-"""Pixels between the rows of a sheet, as `csd_nerf.nerf.pictures.sheet` leaves them."""
+"""Pixels between the rows of a sheet, as `csd_nerf.nerf.sheets.sheet` leaves them."""
 
 
 def write_page(
-    folder: Path, settings: Settings, stages: Sequence[Stage], progress: Progress, again: str
+    folder: Path, settings: DemoSettings, stages: Sequence[Stage], progress: Progress, again: str
 ) -> Path:
     """Write `index.html` and `commands.sh` of a demo whose pictures are there.
 
@@ -82,7 +82,7 @@ def write_page(
     return folder / "index.html"
 
 
-def _intro(settings: Settings) -> str:
+def _intro(settings: DemoSettings) -> str:
     scene = "A still life, rendered from a circle of cameras," if settings.data is None else "A capture"
     return (
         f"{scene} was learned as a NeRF, then changed by these words with Collaborative Score Distillation: "
@@ -91,7 +91,9 @@ def _intro(settings: Settings) -> str:
     )
 
 
-def _figures(settings: Settings, stages: Sequence[Stage], progress: Progress, facts: dict[str, Any]) -> str:
+def _figures(
+    settings: DemoSettings, stages: Sequence[Stage], progress: Progress, facts: dict[str, Any]
+) -> str:
     figures = [
         (minutes(_seconds(stages, progress)), f"on {os.cpu_count()} processor cores"),
         (str(settings.edit_steps), "steps of editing"),
@@ -102,7 +104,7 @@ def _figures(settings: Settings, stages: Sequence[Stage], progress: Progress, fa
     return "\n".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in figures)
 
 
-def _course(folder: Path, before: str, after: str, settings: Settings) -> str:
+def _course(folder: Path, before: str, after: str, settings: DemoSettings) -> str:
     """The first view as the edit goes on, from the sheets that the edit left."""
     pictures = [("before", before)]
     for sheet in sorted((folder / EDIT_RUN / "pictures").glob("step-*.png")):
@@ -152,7 +154,7 @@ def _script(commands: Sequence[tuple[str, str]], again: str) -> str:
     return "\n".join(lines)
 
 
-def _next_commands(settings: Settings) -> list[tuple[str, str]]:
+def _next_commands(settings: DemoSettings) -> list[tuple[str, str]]:
     other = "make it winter" if "winter" not in settings.prompt else "make it night"
     edit = ["ns-train", "csd-edit-tiny", "--load-dir", SCENE_RUN, "--prompt", other]
     if settings.prior != "tiny-instruct":
@@ -166,7 +168,7 @@ def _next_commands(settings: Settings) -> list[tuple[str, str]]:
     ]
 
 
-def _next_intro(settings: Settings) -> str:
+def _next_intro(settings: DemoSettings) -> str:
     if settings.prior != "tiny-instruct":
         return "To be run in this folder, too."
     from csd_nerf.scenes.operators import OPERATORS, PAINTING_INSTRUCTION, TINT_INSTRUCTION

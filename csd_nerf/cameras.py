@@ -1,8 +1,14 @@
-"""Which cameras are the particles, and how captures of any shape become views of one size."""
+"""Cameras of a capture: cut to one shape, corrected, chosen for a step, and an orbit through their midst.
+
+Cameras of scenes without a capture are in `csd_nerf.nerf.viewpoints`: random ones about the origin, whose
+sides have names for prompts.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +17,20 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check
+
+PARALLEL = 1e-5
+"""Radians between viewing axes up to which they count as parallel; float32 resolves about 1e-7."""
+
+
+def replaced(cameras: Cameras, **fields: Any) -> Cameras:
+    """The cameras with some fields changed.
+
+    Args:
+        cameras: (N), left as they are.
+        fields: of nerfstudio's `Cameras`, by name; values as its constructor takes them.
+    """
+    return dataclasses.replace(cameras, **fields)
 
 
 def view_size(cameras: Cameras, short_side: int, multiple: int) -> tuple[int, int]:
@@ -40,31 +59,27 @@ def check_short_side(short_side: int, multiple: int, flag: str = "--pipeline.ren
     Raises:
         InputError: when `short_side` is not a multiple of the autoencoder's factor.
     """
-    if short_side <= 0 or short_side % multiple:
-        lower = max(short_side // multiple, 1) * multiple
-        raise InputError(
-            f"{flag} does not fit the prior's autoencoder",
-            expected=f"a positive multiple of {multiple}",
-            got=f"{short_side}",
-            hint=f"use `{flag} {lower}` or {lower + multiple}",
-        )
+    lower = max(short_side // multiple, 1) * multiple
+    check(
+        short_side > 0 and short_side % multiple == 0,
+        f"{flag} does not fit the prior's autoencoder",
+        expected=f"a positive multiple of {multiple}",
+        got=short_side,
+        hint=f"use `{flag} {lower}` or {lower + multiple}",
+    )
 
 
 def fit_cameras(cameras: Cameras, height: int, width: int) -> Cameras:
     """Cameras (N) that see the largest centred part of each photo with the shape (height, width)."""
     scale = torch.maximum(height / cameras.height.float(), width / cameras.width.float())  # (N, 1)
-    return Cameras(
-        camera_to_worlds=cameras.camera_to_worlds,
+    return replaced(
+        cameras,
         fx=cameras.fx * scale,
         fy=cameras.fy * scale,
         cx=cameras.cx * scale - (cameras.width * scale - width) / 2,
         cy=cameras.cy * scale - (cameras.height * scale - height) / 2,
         width=torch.full_like(cameras.width, width),
         height=torch.full_like(cameras.height, height),
-        distortion_params=cameras.distortion_params,
-        camera_type=cameras.camera_type,
-        times=cameras.times,
-        metadata=cameras.metadata,
     )
 
 
@@ -80,6 +95,27 @@ def fit_photo(photo: Float[Tensor, "h w c"], height: int, width: int) -> Float[T
     top, left = (image.shape[-2] - crop_height) // 2, (image.shape[-1] - crop_width) // 2
     image = image[..., top : top + crop_height, left : left + crop_width]
     return F.interpolate(image, (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def corrected_cameras(cameras: Cameras, corrections: Float[Tensor, "n 3 4"]) -> Cameras:
+    """The cameras as training rays come out of them, with what nerfacto learned about their poses.
+
+    Args:
+        cameras: (N).
+        corrections: output of nerfacto's camera optimiser for each of them.
+    """
+    poses = cameras.camera_to_worlds
+    moved = torch.cat([corrections[:, :, :3] @ poses[:, :, :3], poses[:, :, 3:] + corrections[:, :, 3:]], -1)
+    return replaced(cameras, camera_to_worlds=moved)
+
+
+def pinhole_cameras(*groups: Cameras) -> Cameras:
+    """All cameras in one list, each the pinhole camera of its pose, focal lengths and principal point."""
+    kept = ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height")
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(cameras, name) for cameras in groups]) for name in kept
+    }
+    return Cameras(**joined, camera_type=CameraType.PERSPECTIVE)
 
 
 class CameraSampler:
@@ -101,13 +137,13 @@ class CameraSampler:
 
     def __init__(self, cameras: Cameras, views: int, seed: int, option: str) -> None:
         count = len(cameras)
-        if not 1 <= views <= count:
-            raise InputError(
-                "there are not enough cameras for the views that are edited together",
-                expected=f"between 1 and {count} views, the number of training cameras",
-                got=f"{views}",
-                hint=f"use `{option} {min(4, count)}`, or a dataset with more photos",
-            )
+        check(
+            1 <= views <= count,
+            "there are not enough cameras for the views that are edited together",
+            expected=f"between 1 and {count} views, the number of training cameras",
+            got=views,
+            hint=f"use `{option} {min(4, count)}`, or a dataset with more photos",
+        )
         positions = cameras.camera_to_worlds[:, :3, 3].cpu()
         offset = positions - positions.mean(0)
         by_angle = torch.argsort(torch.atan2(offset[:, 1], offset[:, 0]))
@@ -134,25 +170,16 @@ def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) ->
         width: of the frames, in pixels.
     """
     positions = cameras.camera_to_worlds[:, :3, 3]
-    forward = -cameras.camera_to_worlds[:, :3, 2]
-    target = closest_point(positions, forward)
-    up = torch.tensor([0.0, 0.0, 1.0], device=positions.device)
+    target = closest_point(positions, -cameras.camera_to_worlds[:, :3, 2])
     offset = positions - target
-    radius = offset[:, :2].norm(dim=1).median()
-    elevation = offset[:, 2].median()
-    angles = torch.arange(frames, device=positions.device) * (2 * math.pi / frames)
-    start = torch.atan2(offset[0, 1], offset[0, 0])
-    eyes = target + torch.stack(
-        [
-            radius * torch.cos(start + angles),
-            radius * torch.sin(start + angles),
-            elevation.expand(frames),
-        ],
-        dim=1,
-    )  # (frames, 3)
-    back = F.normalize(eyes - target, dim=1)
-    right = F.normalize(torch.linalg.cross(up.expand_as(back), back), dim=1)
-    poses = torch.stack([right, torch.linalg.cross(back, right), back, eyes], dim=-1)  # (frames, 3, 4)
+    level, above = offset[:, :2].norm(dim=1).median(), offset[:, 2].median()
+    around = torch.arange(frames, device=positions.device) * (2 * math.pi / frames)
+    poses = poses_around(
+        target,
+        distance=torch.hypot(level, above).expand(frames),
+        elevation=torch.atan2(above, level).expand(frames),
+        azimuth=torch.atan2(offset[0, 1], offset[0, 0]) + around,
+    )
     fitted = fit_cameras(cameras, height, width)
     return Cameras(
         camera_to_worlds=poses,
@@ -166,8 +193,40 @@ def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) ->
     ).to(positions.device)
 
 
+def poses_around(
+    target: Float[Tensor, " 3"],
+    *,
+    distance: Float[Tensor, " n"],
+    elevation: Float[Tensor, " n"],
+    azimuth: Float[Tensor, " n"],
+) -> Float[Tensor, "n 3 4"]:
+    """Camera-to-world matrices (OpenGL's axes, z of the scene up) that look at a point.
+
+    Args:
+        target: looked at.
+        distance: from it, in scene units.
+        elevation: above it, in radians from -pi/2 to pi/2.
+        azimuth: about the vertical axis through it, in radians from +x towards +y.
+    """
+    along, across = azimuth.cos(), azimuth.sin()
+    back = torch.stack([elevation.cos() * along, elevation.cos() * across, elevation.sin()], dim=1)
+    # Straight from the azimuth, not from `back`: it is defined at the poles too.
+    right = torch.stack([-across, along, torch.zeros_like(azimuth)], dim=1)
+    eyes = target + distance[:, None] * back
+    return torch.stack([right, torch.linalg.cross(back, right), back, eyes], dim=-1)
+
+
 def closest_point(origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, " 3"]:
-    """The point nearest to all viewing axes, in the least-squares sense."""
-    directions = F.normalize(directions, dim=1)
-    across = torch.eye(3, device=origins.device) - directions[:, :, None] * directions[:, None, :]
-    return torch.linalg.lstsq(across.sum(0), (across @ origins[:, :, None]).sum(0)).solution[:, 0]
+    """The point nearest to all viewing axes, in the least-squares sense.
+
+    Of parallel axes, which have a whole line of such points, that nearest to the origin.
+
+    Args:
+        origins: of the axes.
+        directions: of the axes, of any length but 0.
+    """
+    # On the CPU and by pseudo-inverse: torch.linalg.lstsq on a GPU demands axes that are not parallel.
+    starts, along = origins.double().cpu(), F.normalize(directions.double().cpu(), dim=1)
+    across = torch.eye(3, dtype=along.dtype) - along[:, :, None] * along[:, None, :]
+    inverse = torch.linalg.pinv(across.sum(0), rtol=PARALLEL**2, hermitian=True)
+    return (inverse @ (across @ starts[:, :, None]).sum(0))[:, 0].to(origins)

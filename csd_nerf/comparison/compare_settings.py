@@ -100,7 +100,7 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Settings:
+class CompareSettings:
     """A comparison. What is asked for may grow from one call to the next; the measures stay.
 
     Attributes:

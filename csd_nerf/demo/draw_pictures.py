@@ -1,4 +1,4 @@
-"""`python -m csd_nerf.demo.pictures`: a scene before and after its edit, as pictures and as a turntable.
+"""`python -m csd_nerf.demo.draw_pictures`: a scene before and after its edit, as pictures and as a turntable.
 
 Opens the edited run as `ns-viewer` and `ns-render` do: no diffusion model is loaded.
 """
@@ -17,7 +17,7 @@ FACTS = "facts.json"
 
 
 @dataclass
-class DrawPictures:
+class PictureOptions:
     """Draw a scene before and after its edit: before-N.png, after-N.png, before-after.png, turntable.mp4."""
 
     run: Path
@@ -42,10 +42,10 @@ class DrawPictures:
 def main() -> None:
     """Read the command line and draw, printing a line per frame of the video."""
     with exit_on_input_error():
-        draw(tyro.cli(DrawPictures, prog="python -m csd_nerf.demo.pictures"))
+        draw(tyro.cli(PictureOptions, prog="python -m csd_nerf.demo.draw_pictures"))
 
 
-def draw(options: DrawPictures) -> None:
+def draw(options: PictureOptions) -> None:
     """Draw everything; the video is written last, so that its presence says all is there.
 
     Raises:
@@ -53,9 +53,10 @@ def draw(options: DrawPictures) -> None:
     """
     import torch
 
-    from csd_nerf.evaluation.edited_run import open_edited_run, source_scene
-    from csd_nerf.nerf.pictures import save_png, save_video, sheet
-    from csd_nerf.nerf.views import turntable_cameras, view_size
+    from csd_nerf.cameras import turntable_cameras, view_size
+    from csd_nerf.nerf.edited_run import open_edited_run
+    from csd_nerf.nerf.sheets import save_png, save_video, sheet
+    from csd_nerf.nerf.source_scene import source_scene
     from csd_nerf.scenes.operators import answers_to
 
     pipeline = open_edited_run(options.run).pipeline

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, option
 from csd_nerf.files import write_text
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Sizes:
     """Sizes that are not options of the command: together they make the demo fit two CPU cores.
 
     Attributes:
@@ -36,11 +36,11 @@ class Recipe:
     edit_arguments: tuple[str, ...] = ()
 
 
-FULL = Recipe()
+FULL = Sizes()
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """Everything that decides the outcome; a folder holds the outcome of one of these.
 
     Attributes:
@@ -50,7 +50,7 @@ class Settings:
         train_steps: of the unedited scene.
         edit_steps: of the edit.
         seed: of cameras, training and edit.
-        recipe: sizes.
+        sizes: of scene and pictures.
     """
 
     data: str | None
@@ -59,7 +59,7 @@ class Settings:
     train_steps: int
     edit_steps: int
     seed: int
-    recipe: Recipe
+    sizes: Sizes
 
     def as_json(self) -> dict[str, Any]:
         """As JSON gives it back: lists instead of tuples."""
@@ -77,7 +77,7 @@ def command_line(output: Path, settings: dict[str, Any], defaults: dict[str, Any
     return shlex.join(words)
 
 
-def open_folder(folder: Path, settings: Settings, defaults: dict[str, Any]) -> None:
+def open_folder(folder: Path, settings: DemoSettings, defaults: dict[str, Any]) -> None:
     """Make the demo's folder, or see that what is there was made with the same settings.
 
     Args:
@@ -90,7 +90,7 @@ def open_folder(folder: Path, settings: Settings, defaults: dict[str, Any]) -> N
     """
 
     def go_on(saved: dict[str, Any], different: list[str]) -> str:
-        return "" if "recipe" in different else command_line(folder, saved, defaults)
+        return "" if "sizes" in different else command_line(folder, saved, defaults)
 
     claim_folder(folder, settings.as_json(), what="demo", command="csd-nerf demo", go_on=go_on)
 
@@ -166,11 +166,6 @@ def _different(
         got=", ".join(f"{option(name)} {given[name]!r}" for name in names),
         hint="pass another --output" + (f", or go on with it: {go_on}" if go_on else ""),
     )
-
-
-def option(name: str) -> str:
-    """How a setting is written on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 @dataclass

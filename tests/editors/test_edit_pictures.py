@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from csd_nerf.editors import PictureSettings, edit_image, edit_panorama
+from csd_nerf.editors.edit_pictures import reflected
 from csd_nerf.editors.observer import Observer, Work
-from csd_nerf.editors.pictures import reflected
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
 from csd_nerf.scenes.operators import OPERATORS

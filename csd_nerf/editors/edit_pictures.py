@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from csd_nerf.editors import regions
 from csd_nerf.editors.observer import Observer, Work
-from csd_nerf.editors.running import edit_work, run
+from csd_nerf.editors.passes import edit_work, run
 from csd_nerf.editors.settings import PictureSettings
 from csd_nerf.editors.tiles import LEAST_TILE, decode_tiles, encode_tiles
 from csd_nerf.editors.window_canvas import Region, WindowCanvas

@@ -77,7 +77,7 @@ class PictureCommand(EditCommand, PictureSettings):
                 check_output(path, (path.suffix,), force=self.force)
 
     def _write_extras(self, before: "Picture", after: "Picture", observer: "FileObserver") -> list[Path]:
-        from csd_nerf.editors.page import picture_element, side_by_side
+        from csd_nerf.editors.edit_page import picture_element, side_by_side
         from csd_nerf.media import Picture, write_picture
 
         written = []
@@ -112,7 +112,7 @@ class Image(PictureCommand):
         return (self.prompt,)
 
     def edit(self, picture: "Picture", observer: "FileObserver") -> Any:
-        from csd_nerf.editors.pictures import edit_image
+        from csd_nerf.editors.edit_pictures import edit_image
 
         return edit_image(picture.pixels, self.prompt, self.settings(), observer=observer)
 
@@ -140,7 +140,7 @@ class Panorama(PictureCommand):
         return self.prompt or ("",)
 
     def edit(self, picture: "Picture", observer: "FileObserver") -> Any:
-        from csd_nerf.editors.pictures import edit_panorama
+        from csd_nerf.editors.edit_pictures import edit_panorama
         from csd_nerf.media import read_picture
 
         return edit_panorama(

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from rich.text import Text
 
-from csd_nerf.errors import InputError, memory_explained
+from csd_nerf.errors import InputError, check, check_at_least, memory_explained
 from csd_nerf.evaluation.weights import CLIP
 
 ROOM, LESS = "room for the scene and its views", "turn down --size, then --views"
@@ -59,11 +59,11 @@ class Evaluate:
         console = Console()
         with warnings.catch_warnings(), console.status("opening the run") as status:
             warnings.simplefilter("ignore")  # nerfstudio's and torch's about their own code, line after line
-            from csd_nerf.evaluation.edited_run import open_edited_run
-            from csd_nerf.evaluation.evaluate import Settings, evaluate
             from csd_nerf.evaluation.table import print_evaluation
+            from csd_nerf.nerf.edited_run import open_edited_run
+            from csd_nerf.nerf.evaluate_run import EvaluationSettings, evaluate
 
-            settings = Settings(
+            settings = EvaluationSettings(
                 views=self.views,
                 size=self.size,
                 text=self.text,
@@ -85,21 +85,15 @@ class Evaluate:
         Raises:
             InputError: naming the option.
         """
-        for option, value, least in (("--views", self.views, 1), ("--size", self.size, LEAST_SIZE)):
-            if value is not None and value < least:
-                raise InputError(
-                    f"{option} is too small",
-                    expected=f"at least {least}",
-                    got=str(value),
-                    hint=f"leave out {option}",
-                )
-        if self.source_text and not self.text:
-            raise InputError(
-                "--source-text was given without --text",
-                expected="descriptions of the scene before and after the edit",
-                got="only the one before",
-                hint='add --text "..."',
-            )
+        check_at_least("views", self.views, 1)
+        check_at_least("size", self.size, LEAST_SIZE)
+        check(
+            bool(self.text or not self.source_text),
+            "--source-text was given without --text",
+            expected="descriptions of the scene before and after the edit",
+            got="only the one before",
+            hint='add --text "..."',
+        )
         if self.output is not None and (self.output.is_dir() or self.output.suffix != ".json"):
             raise InputError(
                 f"{self.output} cannot be written",

@@ -13,9 +13,9 @@ import torch
 
 from csd_nerf.editors import VideoSettings, edit_video
 from csd_nerf.editors.canvas import Batch
+from csd_nerf.editors.edit_videos import fill_gaps, reduced_size
 from csd_nerf.editors.frame_canvas import Frame, FrameCanvas
 from csd_nerf.editors.observer import Observer
-from csd_nerf.editors.videos import fill_gaps, reduced_size
 from csd_nerf.errors import InputError
 from csd_nerf.media import read_clip, write_clip
 from csd_nerf.priors import Prior

@@ -7,32 +7,35 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 from torch import Tensor
 
 import csd_nerf
-from csd_nerf.evaluation.edited_run import EditedRun, source_scene
+from csd_nerf.cameras import view_size
 from csd_nerf.evaluation.figures import Evaluation
 from csd_nerf.evaluation.measure import DrawnEdit, KnownEdit, load_networks, measure
+from csd_nerf.evaluation.neighbours import CamerasWithNeighbours, with_neighbours
 from csd_nerf.evaluation.pixels import psnr
-from csd_nerf.evaluation.renders import render_with_depth
-from csd_nerf.evaluation.reprojection import TOLERANCE, Views
-from csd_nerf.evaluation.viewpoints import Viewpoints, choose_viewpoints
+from csd_nerf.evaluation.reprojection import TOLERANCE, PosedPictures
 from csd_nerf.evaluation.weights import CLIP
 from csd_nerf.nerf.cost import read_cost
-from csd_nerf.nerf.edit_pipeline import EditPipeline
-from csd_nerf.nerf.views import view_size
+from csd_nerf.nerf.depth_renders import render_with_depth
+from csd_nerf.nerf.source_scene import source_scene
 from csd_nerf.scenes.operators import answers_to
+
+if TYPE_CHECKING:
+    from csd_nerf.nerf.edit_pipeline import EditPipeline
+    from csd_nerf.nerf.edited_run import EditedRun
 
 Say = Callable[[str], None]
 """Takes what is being done now, for a display."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How to evaluate.
 
     Attributes:
@@ -61,16 +64,16 @@ class Drawing:
 
     Attributes:
         edit: what is measured.
-        viewpoints: the cameras.
+        pinholes: the cameras, without the distortion of the lens.
         names: of the evaluation photos' files.
     """
 
     edit: DrawnEdit
-    viewpoints: Viewpoints
+    pinholes: CamerasWithNeighbours
     names: list[str]
 
 
-def evaluate(run: EditedRun, settings: Settings, say: Say) -> Evaluation:
+def evaluate(run: EditedRun, settings: EvaluationSettings, say: Say) -> Evaluation:
     """Measure an edited run. No diffusion model is loaded.
 
     Args:
@@ -81,7 +84,7 @@ def evaluate(run: EditedRun, settings: Settings, say: Say) -> Evaluation:
     return evaluate_drawing(run, draw_edit(run.pipeline, settings, say), settings, say)
 
 
-def evaluate_drawing(run: EditedRun, drawing: Drawing, settings: Settings, say: Say) -> Evaluation:
+def evaluate_drawing(run: EditedRun, drawing: Drawing, settings: EvaluationSettings, say: Say) -> Evaluation:
     """Measure an edited run that was drawn; see `evaluate`."""
     say("measuring")
     networks = load_networks(run.pipeline.device, clip=settings.clip, download=settings.download)
@@ -101,7 +104,7 @@ def edit_figures(pipeline: EditPipeline) -> dict[str, float]:
     Raises:
         InputError: when the scene that the edit started from is gone.
     """
-    settings = Settings()
+    settings = EvaluationSettings()
     drawing = draw_edit(pipeline, settings, CONSOLE.print)
     networks = load_networks(pipeline.device, clip=settings.clip, download=settings.download)
     figures = measure(drawing.edit, networks)
@@ -116,7 +119,7 @@ def edit_figures(pipeline: EditPipeline) -> dict[str, float]:
     return flat | before
 
 
-def draw_edit(pipeline: EditPipeline, settings: Settings, say: Say) -> Drawing:
+def draw_edit(pipeline: EditPipeline, settings: EvaluationSettings, say: Say) -> Drawing:
     """Draw the edited scene, and the scene it was made from.
 
     Args:
@@ -146,7 +149,7 @@ class Drawn:
             None where there is no known edit to compare with.
     """
 
-    views: Views
+    views: PosedPictures
     photographed: Tensor | None
 
 
@@ -158,22 +161,22 @@ class EvaluationViews:
         settings: views, size and descriptions.
     """
 
-    def __init__(self, pipeline: EditPipeline, settings: Settings) -> None:
+    def __init__(self, pipeline: EditPipeline, settings: EvaluationSettings) -> None:
         manager, config = pipeline.datamanager, pipeline.config
         size = view_size(manager.train_dataset.cameras, settings.size or config.picture_size, 1)
         self._pipeline, self._settings, self._size = pipeline, settings, size
         self._cameras, self._indices = manager.eval_cameras(*size, settings.views)
-        self._viewpoints = choose_viewpoints(self._cameras, manager.train_cameras(*size))
+        self._pinholes = with_neighbours(self._cameras, manager.train_cameras(*size))
         self._answers = answers_to(settings.instruction or pipeline.prompt.value)
 
     @property
     def count(self) -> int:
         """Views that are drawn of a scene."""
-        return len(self._viewpoints.cameras) + (len(self._cameras) if self._answers else 0)
+        return len(self._pinholes.cameras) + (len(self._cameras) if self._answers else 0)
 
     def draw(self) -> Drawn:
         """The scene that the pipeline holds now."""
-        views = render_with_depth(self._pipeline.model, self._viewpoints.cameras)
+        views = render_with_depth(self._pipeline.model, self._pinholes.cameras)
         return Drawn(views, self._pipeline.draw(self._cameras) if self._answers else None)
 
     def compare(self, before: Drawn, after: Drawn) -> Drawing:
@@ -183,20 +186,21 @@ class EvaluationViews:
         if before.photographed is not None and after.photographed is not None:
             photos = manager.eval_photos(self._indices, *self._size).cpu()
             known = nearest_answer(self._answers, photos, before.photographed, after.photographed)
-        text, source_text, config = settings.text, settings.source_text, pipeline.config
-        if config.source_prompt:
-            text, source_text = text or pipeline.prompt.value, source_text or config.source_prompt
+        text, source_text = settings.text, settings.source_text
+        # Edits that sample pictures have no source prompt: theirs is an instruction.
+        if source_prompt := getattr(pipeline.config, "source_prompt", ""):
+            text, source_text = text or pipeline.prompt.value, source_text or source_prompt
         edit = DrawnEdit(
             before=before.views,
             after=after.views,
-            count=self._viewpoints.count,
-            short=self._viewpoints.short,
-            long=self._viewpoints.long,
+            count=self._pinholes.count,
+            short=self._pinholes.short,
+            long=self._pinholes.long,
             known=known,
             source_text=source_text,
             text=text,
         )
-        return Drawing(edit, self._viewpoints, manager.eval_names(self._indices))
+        return Drawing(edit, self._pinholes, manager.eval_names(self._indices))
 
 
 def nearest_answer(
@@ -243,7 +247,7 @@ def _run_facts(run: EditedRun) -> dict[str, Any]:
 
 def view_facts(drawing: Drawing) -> dict[str, Any]:
     """What was drawn: views, size, baselines, descriptions."""
-    edit, viewpoints = drawing.edit, drawing.viewpoints
+    edit, pinholes = drawing.edit, drawing.pinholes
     height, width = edit.after.images.shape[-2:]
     return {
         "known_edit": edit.known.name if edit.known else None,
@@ -253,8 +257,8 @@ def view_facts(drawing: Drawing) -> dict[str, Any]:
             "photos": drawing.names,
             "height": height,
             "width": width,
-            "short_baseline_degrees": [round(angle, 2) for angle in viewpoints.short.degrees],
-            "long_baseline_degrees": [round(angle, 2) for angle in viewpoints.long.degrees],
+            "short_baseline_degrees": [round(angle, 2) for angle in pinholes.short.degrees],
+            "long_baseline_degrees": [round(angle, 2) for angle in pinholes.long.degrees],
             "depth_tolerance": TOLERANCE,
         },
     }

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from csd_nerf.demo.child import CommandFailed, run_command, step_of
-from csd_nerf.demo.settings import Progress
+from csd_nerf.demo.demo_settings import Progress
 from csd_nerf.demo.stages import Stage
 
 
-class Display(Protocol):
+class StageDisplay(Protocol):
     """What shows that a stage goes on."""
 
     def begin(self, stage: Stage, start: int) -> None:
@@ -23,7 +23,7 @@ class Display(Protocol):
         """So many steps are done."""
 
 
-def run_stage(stage: Stage, progress: Progress, display: Display) -> None:
+def run_stage(stage: Stage, progress: Progress, display: StageDisplay) -> None:
     """Do what is left of a stage, keeping record of the time it takes.
 
     Args:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from csd_nerf.nerf.views import closest_point
+from csd_nerf.cameras import closest_point, pinhole_cameras
 
 SHORT_DEGREES = 8.0
 """Parallax wanted of a short baseline."""
@@ -28,7 +28,7 @@ class Baseline:
     """Pairs of views a certain way apart.
 
     Attributes:
-        pairs: (evaluation view, its neighbour), as positions in `Viewpoints.cameras`.
+        pairs: (evaluation view, its neighbour), as positions in `CamerasWithNeighbours.cameras`.
         degrees: of each pair, the angle between the two cameras as seen from what the capture looks at.
     """
 
@@ -37,7 +37,7 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Viewpoints:
+class CamerasWithNeighbours:
     """Cameras of one size, without distortion.
 
     Attributes:
@@ -52,7 +52,7 @@ class Viewpoints:
     long: Baseline
 
 
-def choose_viewpoints(evaluation: Cameras, training: Cameras) -> Viewpoints:
+def with_neighbours(evaluation: Cameras, training: Cameras) -> CamerasWithNeighbours:
     """The evaluation cameras and, for each of them, its neighbours among all cameras of the capture.
 
     The neighbour is the camera whose parallax is nearest to what a baseline wants (`SHORT_DEGREES`,
@@ -62,7 +62,7 @@ def choose_viewpoints(evaluation: Cameras, training: Cameras) -> Viewpoints:
         evaluation: (E) of the size of the views.
         training: (T) of the same size, on the same device.
     """
-    captured = without_distortion(evaluation, training)
+    captured = pinhole_cameras(evaluation, training)
     positions, forward = captured.camera_to_worlds[:, :3, 3], -captured.camera_to_worlds[:, :3, 2]
     angles = parallax_degrees(positions, closest_point(positions, forward))[: len(evaluation)]
     short, long = (nearest_parallax(angles, wanted) for wanted in (SHORT_DEGREES, LONG_DEGREES))
@@ -76,7 +76,7 @@ def choose_viewpoints(evaluation: Cameras, training: Cameras) -> Viewpoints:
         )
 
     cameras = captured[torch.tensor(drawn)]
-    return Viewpoints(cameras, len(evaluation), baseline(short), baseline(long))
+    return CamerasWithNeighbours(cameras, len(evaluation), baseline(short), baseline(long))
 
 
 def parallax_degrees(positions: Float[Tensor, "n 3"], point: Float[Tensor, " 3"]) -> Float[Tensor, "n n"]:
@@ -91,21 +91,3 @@ def nearest_parallax(angles: Float[Tensor, "e n"], wanted: float) -> list[tuple[
     best = distance.min(dim=1)
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return [(row, column) for row, (value, column) in enumerate(rows) if value < float("inf")]
-
-
-def without_distortion(*groups: Cameras) -> Cameras:
-    """All cameras in one list, each the pinhole camera of its pose, focal lengths and principal point."""
-
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(cameras, name) for cameras in groups])
-
-    return Cameras(
-        camera_to_worlds=joined("camera_to_worlds"),
-        fx=joined("fx"),
-        fy=joined("fy"),
-        cx=joined("cx"),
-        cy=joined("cy"),
-        width=joined("width"),
-        height=joined("height"),
-        camera_type=CameraType.PERSPECTIVE,
-    )

@@ -6,11 +6,11 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.nerfacto import NerfactoModel
 
-from csd_nerf.evaluation.reprojection import Views, axis_depth
+from csd_nerf.evaluation.reprojection import PosedPictures, axis_depth
 
 
 @torch.no_grad()
-def render_with_depth(model: NerfactoModel, cameras: Cameras) -> Views:
+def render_with_depth(model: NerfactoModel, cameras: Cameras) -> PosedPictures:
     """What pinhole cameras see, with the depth the density gives, on the CPU.
 
     The depth of a pixel is where half of its colour has been gathered: nerfacto's `depth`, a Euclidean
@@ -30,7 +30,7 @@ def render_with_depth(model: NerfactoModel, cameras: Cameras) -> Views:
         distances.append(outputs["depth"][..., 0].float().cpu())
     model.train(training)
     intrinsics = cameras.get_intrinsics_matrices().cpu()
-    return Views(
+    return PosedPictures(
         images=torch.stack(images),
         depths=axis_depth(torch.stack(distances), intrinsics),
         camera_to_worlds=cameras.camera_to_worlds.cpu(),
