@@ -5,8 +5,8 @@
     fit(field, targets of the last B views)       M steps on random rays
 
 A round asks the diffusion model once, about N views together, and trains the scene for M steps. Rays are
-cheap where they need no whole view, an optimiser sees M gradients for one drawing, and earlier targets are not
-forgotten while new ones come.
+cheap where they need no whole view, an optimiser sees M gradients for one drawing, and earlier targets are
+not forgotten while new ones come.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ class Targets:
         if pictures.shape[1:] != self.pictures.shape[1:] or any(indices >= len(self.cameras)):
             raise InputError(
                 "the edited pictures in the checkpoint are not of these training views",
-                expected=f"pictures of {tuple(self.pictures.shape[1:3])} pixels, {len(self.cameras)} or fewer",
-                got=f"{len(pictures)} of {tuple(pictures.shape[1:3])} pixels",
+                expected=f"{tuple(self.pictures.shape[1:3])} pixels, of {len(self.cameras)} views or fewer",
+                got=f"{tuple(pictures.shape[1:3])} pixels, of {len(pictures)} views",
                 hint="continue with the --data and --pipeline.render-size that the edit was begun with",
             )
         self._put(indices.tolist(), pictures)
