@@ -5,7 +5,7 @@
         "svgd-imq" "svgd-rbf: objective.kernel=rbf" "independent: objective.transport=independent"
 
 A variant is a name and, after a colon, settings of the pipeline: `NAME: option=value option=value`. The
-settings `steps`, `rate` (of Adam, constant) and `final_rate` are the trainer's. All edits run in this
+settings `steps`, `rate` (of Adam, constant), `first_rate` and `final_rate` are the trainer's. All edits run in this
 process, one after another, on one thread unless `--threads` says otherwise, so that variants of one run
 compare. Seconds are CPU time of the steps alone, without start-up and measuring.
 """
@@ -150,6 +150,9 @@ def put(config: Any, option: str, value: Any) -> None:
     elif option == "rate":
         for optimizer in config.optimizers.values():
             optimizer["optimizer"].lr, optimizer["scheduler"] = value, None
+    elif option == "first_rate":
+        for optimizer in config.optimizers.values():
+            optimizer["optimizer"].lr = value
     elif option == "final_rate":
         for optimizer in config.optimizers.values():
             optimizer["scheduler"].lr_final = value
