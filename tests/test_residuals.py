@@ -19,9 +19,11 @@ from csd_nerf.distillation import (
     check_fit,
     csd_edit,
     dds,
+    dreamcatalyst,
     pds,
     pds_coefficients,
     sds,
+    ssd,
     svgd,
     weight,
 )
@@ -116,6 +118,29 @@ def test_csd_edit_evaluates_no_branch_twice(prior: Prior, views: Views) -> None:
         csd_edit(prior, views, GUIDANCE), all_branches, rtol=0, atol=2e-5 * GUIDANCE.text
     )
     assert evaluations(prior, csd_edit, views) == (5 if prior.image_conditioned else 3)
+
+
+def test_dreamcatalyst_is_csd_edit_weighed_by_the_noise_and_a_pull_to_the_source(tiny_prior: Prior) -> None:
+    views = moved_views(tiny_prior)  # at t = 600 of 1000
+    expected = (0.2 + 0.8 * 0.6 ** (1 / 2.718281828)) * csd_edit(tiny_prior, views, GUIDANCE)
+    expected = expected + 0.075 * 2.718281828**0.6 * (views.latents - views.source)
+    torch.testing.assert_close(dreamcatalyst(tiny_prior, views, GUIDANCE), expected, rtol=1e-5, atol=1e-5)
+    still = replace(views, latents=views.source, target_text=views.empty_text)
+    assert dreamcatalyst(tiny_prior, still, GUIDANCE).abs().max() < 1e-5
+    assert evaluations(tiny_prior, dreamcatalyst, views) == 5
+
+
+def test_ssd_compares_with_a_source_that_is_not_guided(tiny_prior: Prior) -> None:
+    views = moved_views(tiny_prior)
+    alpha = tiny_prior.schedule.alphas[views.t]
+    noisy_source = tiny_prior.schedule.add_noise(views.source, views.noise, views.t)
+    plain = tiny_prior.predict_noise(
+        noisy_source, views.t, views.empty_text.expand(N, -1, -1), torch.zeros_like(views.condition)
+    )
+    expected = guided(tiny_prior, views, views.latents, views.target_text, GUIDANCE) - plain
+    expected = expected + 0.075 * 2.718281828**0.6 * alpha * (views.latents - views.source)
+    torch.testing.assert_close(ssd(tiny_prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
+    assert evaluations(tiny_prior, ssd, views) == 4
 
 
 def test_csd_edit_at_the_source_with_empty_prompt_is_zero(tiny_prior: Prior) -> None:

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from csd_nerf.distillation.residuals import WITH_INSTRUCTION
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.trainer import EditTrainerConfig
@@ -23,7 +24,9 @@ EDITING = tuple(
 )
 """nerfstudio methods that can be compared; csd-edit-tiny is csd-edit with the recipe tiny."""
 
-_ROWS = {"sds": (2, 3), "dds": (4, 6), "csd-edit": (5, 5), "pds": (4, 6)}
+_ROWS = {
+    "sds": (2, 3), "dds": (4, 6), "csd-edit": (5, 5), "pds": (4, 6), "dreamcatalyst": (5, 5), "ssd": (4, 4),
+}  # fmt: skip
 """U-Net evaluations a view: of a text-to-image prior, and of one that is shown the picture."""
 _STRUCTURE_ROWS = 2
 """U-Net evaluations a view of the structure loss `cut`: of the view and of the source."""
@@ -84,7 +87,7 @@ def _rows(pipeline: Any) -> int:
     text_to_image, shown_the_picture = _ROWS[residual]
     folder = check_prior(pipeline.prior)
     # Of a model on the hub only the residual tells. sds asks both kinds; its own is Stable Diffusion.
-    shown = residual == "csd-edit" if folder is None else is_image_conditioned(folder)
+    shown = residual in WITH_INSTRUCTION if folder is None else is_image_conditioned(folder)
     structure = _STRUCTURE_ROWS if pipeline.objective.structure.loss == "cut" else 0
     return structure + (shown_the_picture if shown else text_to_image)
 
@@ -129,4 +132,4 @@ def spend(method: str, config: Any, evaluations: int) -> Bought:
 
 def needs_descriptions(config: Any) -> bool:
     """Whether a method is told what the scene shows before and after, instead of what to change."""
-    return config.pipeline.distils and config.pipeline.objective.residual != "csd-edit"
+    return config.pipeline.distils and config.pipeline.objective.residual not in WITH_INSTRUCTION

@@ -20,9 +20,11 @@ from csd_nerf.distillation.residuals import (
     check_fit,
     csd_edit,
     dds,
+    dreamcatalyst,
     pds,
     pds_coefficients,
     sds,
+    ssd,
 )
 from csd_nerf.distillation.sampling import ddim_step, ddim_timesteps, sample_edit
 from csd_nerf.distillation.schedule import TimestepRange, weight
@@ -46,6 +48,7 @@ __all__ = [
     "ddim_step",
     "ddim_timesteps",
     "dds",
+    "dreamcatalyst",
     "edit_latents",
     "independent",
     "patch_nce",
@@ -54,6 +57,7 @@ __all__ = [
     "preset",
     "sample_edit",
     "sds",
+    "ssd",
     "stein_kernel",
     "structure_gradient",
     "svgd",

@@ -16,6 +16,7 @@ cuts it into micro-batches.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -170,10 +171,48 @@ def pds_coefficients(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
 
 _PDS_GRID = 500
 
-RESIDUALS: dict[str, Residual] = {"sds": sds, "dds": dds, "csd-edit": csd_edit, "pds": pds}
+
+def dreamcatalyst(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
+    """DreamCatalyst (Kim et al., 2407.11394): `csd_edit`, and a pull back to the source that grows with t.
+
+        s = (0.2 + 0.8 (t/T)^(1/e)) s_csd-edit  +  0.075 exp(t/T) (x - x~)
+
+    So that much noise, at which the prior changes most, does not carry the view away. Published with t
+    annealed from 0.9 T to 0.2 T. As many U-Net evaluations as `csd_edit`.
+    """
+    level = views.t / prior.schedule.num_timesteps
+    pull = _IDENTITY_PULL * math.exp(level) * (views.latents - views.source)
+    return (0.2 + 0.8 * level ** (1 / math.e)) * csd_edit(prior, views, guidance) + pull
+
+
+def ssd(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
+    """Stable Score Distillation of a model that is shown the picture: the source branch is not guided.
+
+        s = e(x_t; img, y) - e(x~_t; 0, 0)  +  0.075 exp(t/T) (x_t - x~_t)
+
+    Both are noised alike, so that the last difference is that of the clean latents times alpha_t. U-Net
+    evaluations a view: 4 of a model that is shown the picture, 3 of a text-to-image model.
+    """
+    noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
+    noisy_source = prior.schedule.add_noise(views.source, views.noise, views.t)
+    (predicted,) = _guided_noise(prior, views, guidance, (noisy, views.target_text))
+    nothing = views.empty_text.expand(len(noisy), -1, -1)
+    plain = prior.predict_noise(noisy_source, views.t, nothing, torch.zeros_like(views.condition))
+    level = views.t / prior.schedule.num_timesteps
+    return predicted - plain + _IDENTITY_PULL * math.exp(level) * (noisy - noisy_source)
+
+
+_IDENTITY_PULL = 0.075
+
+RESIDUALS: dict[str, Residual] = {
+    "sds": sds, "dds": dds, "csd-edit": csd_edit, "pds": pds, "dreamcatalyst": dreamcatalyst, "ssd": ssd,
+}  # fmt: skip
 PUBLISHED_WEIGHTING: dict[str, Weighting] = {
     "sds": "one-minus-alpha", "dds": "uniform", "csd-edit": "one-minus-alpha", "pds": "uniform",
+    "dreamcatalyst": "uniform", "ssd": "uniform",
 }  # fmt: skip
+WITH_INSTRUCTION = ("csd-edit", "dreamcatalyst", "ssd")
+"""Residuals that ask a model which is shown the source what an instruction changes in it."""
 WITH_SOURCE_PROMPT = ("dds", "pds")
 """Residuals that compare with a description of the source."""
 
@@ -187,11 +226,12 @@ def check_fit(residual: str, *, image_conditioned: bool) -> None:
             (`Prior.image_conditioned`), or else a text-to-image model.
 
     Raises:
-        InputError: csd-edit with a text-to-image model; dds or pds with one that takes instructions.
+        InputError: csd-edit, dreamcatalyst or ssd with a text-to-image model; dds or pds with one that takes
+            instructions.
     """
-    if residual == "csd-edit" and not image_conditioned:
+    if residual in WITH_INSTRUCTION and not image_conditioned:
         raise InputError(
-            "the residual csd-edit cannot ask a text-to-image model",
+            f"the residual {residual} cannot ask a text-to-image model",
             expected="a prior that is shown the source picture and told what to change, an InstructPix2Pix",
             got="a prior whose U-Net takes the noisy latents alone, as of a text-to-image model",
             hint="use timbrooks/instruct-pix2pix or tiny-instruct, or the residual dds with a source prompt",
