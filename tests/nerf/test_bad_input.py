@@ -147,7 +147,9 @@ def test_numbers_that_no_step_can_work_with(
 
 def test_lpips_needs_patches(edit_config: Make, capsys: Any) -> None:
     printed = refusal(edit_config(pipeline__lpips_weight=0.5), capsys)
-    assert "--pipeline.datamanager.patch-size is too small" in printed and "--pipeline.lpips-weight 0" in printed
+    assert (
+        "--pipeline.datamanager.patch-size is too small" in printed and "--pipeline.lpips-weight 0" in printed
+    )
 
 
 def test_options_that_an_edit_does_not_have(edit_config: Make, capsys: Any) -> None:

@@ -286,6 +286,13 @@ def test_equal_budgets_buy_whole_pieces_of_work() -> None:
         assert price_of(config) == Price(pipeline.particles * pipeline.descent.steps * evaluations, 100)
 
 
+def test_rounds_of_every_view_have_no_price() -> None:
+    config = method_config("csd-edit", "tiny")
+    config.pipeline.particles = 0
+    with pytest.raises(InputError, match="a round of csd-edit has no price"):
+        spend("csd-edit", config, 4800)
+
+
 def test_a_method_that_asks_once_begins_anew_with_more_views(options: Compare, tmp_path: Path) -> None:
     asked = dataclasses.replace(
         options, output=tmp_path, methods=("refit-baseline",), recipe="tiny", evaluations=(120, 300)

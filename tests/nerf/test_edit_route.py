@@ -107,4 +107,6 @@ def test_an_edit_of_before_the_loop_opens_with_the_settings_that_came_since(
         assert getattr(opened.pipeline, name) == getattr(usual, name), name
     assert opened.pipeline.particles == 6
     saved = {field.name for field in dataclasses.fields(opened.pipeline)} - {*came_since, "particles"}
-    assert all(getattr(opened.pipeline, name) == getattr(METHODS["csd-edit-tiny"].pipeline, name) for name in saved)
+    assert all(
+        getattr(opened.pipeline, name) == getattr(METHODS["csd-edit-tiny"].pipeline, name) for name in saved
+    )
