@@ -48,7 +48,7 @@ SHARED = shared_folder()
 
 
 Method = Literal[
-    "csd-edit-tiny", "csd-edit", "csd-edit-dataset", "in2n-baseline",
+    "csd-edit-tiny", "csd-edit", "csd-edit-dataset", "in2n-baseline", "refit-baseline",
     "dds-edit", "cds-edit", "pds-edit", "sds-edit",
 ]  # fmt: skip
 CAPTIONED = ("dds-edit", "cds-edit", "pds-edit", "sds-edit")
@@ -78,10 +78,10 @@ class Options:
     """Side of the evaluation renders, in pixels."""
     seed: int = 42
     """Of scene and edits."""
-    gradient_share: float | None = None
-    """Share of the pixels that sends its gradient back; csd-edit alone."""
+    route: Literal["loop", "gradient"] | None = None
+    """How the edit reaches the scene; see `--pipeline.route`. The published gradient took 75 steps."""
     transport: Literal["svgd", "independent"] | None = None
-    """Whether the views share their scores; not for in2n-baseline."""
+    """Whether the views share their scores; not for the two baselines."""
     max_timestep: float | None = None
     """Most noise, as a fraction of the schedule; the ambiguous tint needs up to 0.98."""
 
@@ -125,7 +125,7 @@ def edit_arguments(options: Options) -> list[str]:
         "--pipeline.prior": options.prior,
         f"{guidance}.text-guidance": options.text_guidance,
         f"{guidance}.max-timestep": options.max_timestep,
-        "--pipeline.gradient-share": options.gradient_share,
+        "--pipeline.route": options.route,
         "--pipeline.objective.transport": options.transport,
     }
     recipe = [] if options.method == "csd-edit-tiny" else ["--recipe", "tiny"]

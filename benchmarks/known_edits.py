@@ -66,6 +66,7 @@ class Options:
         "sds-edit",
         "csd-edit-dataset",
         "in2n-baseline",
+        "refit-baseline",
         "per-view",
     )
     """What is compared."""

@@ -43,7 +43,7 @@ def test_every_entry_point_is_a_method_with_a_file_and_the_other_way_round() -> 
 
 
 def test_a_method_is_changed_in_one_line(configs: Path) -> None:
-    change(configs, "csd-edit", "max_num_iterations: 1000", "max_num_iterations: 1234")
+    change(configs, "csd-edit", "max_num_iterations: 2000", "max_num_iterations: 1234")
     changed = methods.read_methods(configs)
     assert changed["csd-edit"].config.max_num_iterations == 1234
     for name, config in methods.METHODS.items():
@@ -52,7 +52,7 @@ def test_a_method_is_changed_in_one_line(configs: Path) -> None:
 
 def test_the_published_objective_is_the_pipeline_s_but_for_what_is_said_there(configs: Path) -> None:
     change(configs, "csd-edit", "image_guidance: 1.5", "image_guidance: 1.25")
-    change(configs, "csd-edit", "  particles: 4", "  particles: 4\n  objective: {max_timestep: 0.9}")
+    change(configs, "csd-edit", "  objective: {kernel: imq}", "  objective: {max_timestep: 0.9}")
     objective = methods.read_methods(configs)["csd-edit"].config.pipeline.objective  # type: ignore[attr-defined]
     published = preset("csd-edit")
     published.image_guidance, published.max_timestep = 1.25, 0.9
@@ -75,25 +75,28 @@ def test_numbers_of_the_editors_are_in_the_files_too() -> None:
     assert {prior for values in editors for prior in values.get("priors", ())} == set(BUNDLED_PRIORS)
 
 
+FIELDS = "  fields: {lr: 1e-2, lr_final: 1e-3}"
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "said"),
     [
-        ("csd-edit", "steps_per_save: 100", "steps_per_saving: 100", "steps_per_saving"),
-        ("csd-edit", "steps_per_save: 100", "steps_per_save: often", "steps_per_save: int"),
-        ("csd-edit", "  particles: 4", "  particels: 4", "pipeline.particels"),
-        ("csd-edit", "  particles: 4", "  particles: 4.5", "pipeline.particles: int"),
-        ("csd-edit", "  particles: 4", "  descent: {steps: 4}", "pipeline.descent"),
+        ("csd-edit", "steps_per_save: 200", "steps_per_saving: 200", "steps_per_saving"),
+        ("csd-edit", "steps_per_save: 200", "steps_per_save: often", "steps_per_save: int"),
+        ("shared/edit", "  particles: 4", "  particels: 4", "pipeline.particels"),
+        ("shared/edit", "  particles: 4", "  particles: 4.5", "pipeline.particles: int"),
+        ("csd-edit", "learning_rate: 0.2  #", "rate: 0.2  #", "pipeline.descent.rate"),
         ("csd-edit", "bandwidth: median", "bandwidth: mean", "pipeline.objective.bandwidth"),
-        ("csd-edit", "  fields: {lr: 1e-2}", "  fields: {rate: 1e-2}", "optimizers.fields.rate"),
-        ("csd-edit", "  fields: {lr: 1e-2}", "  fields: 1e-2", "optimizers.fields"),
-        ("csd-edit", "  fields: {lr: 1e-2}", "  fields: {lr: fast}", "optimizers.fields.lr: float"),
+        ("shared/edit", FIELDS, "  fields: {rate: 1e-2}", "optimizers.fields.rate"),
+        ("shared/edit", FIELDS, "  fields: 1e-2", "optimizers.fields"),
+        ("shared/edit", FIELDS, "  fields: {lr: fast}", "optimizers.fields.lr: float"),
         ("csd-edit", "\ntiny:", "\ntiney:", "tiney"),
         ("csd-edit", "extends: shared/edit", "extends: shared/edits", "shared/edits"),
         ("csd-edit-tiny", "csd-edit.tiny]", "csd-edit.small]", "csd-edit.small"),
         ("csd-edit-tiny", "shared/small-field", "dds-edit", "pipeline.model"),
         ("shared/edit", "kind: edit", "kind: edits", "'edits'"),
         ("in2n-baseline", "description:", "descriptions:", "description None"),
-        ("pds-edit", "optimizers:", "optimisers:", "optimizers None"),
+        ("csd-generate", "optimizers:", "optimisers:", "optimizers None"),
         ("csd-edit", "  bandwidth: median", "  structure: 3", "options below pipeline.objective.structure"),
         ("sds-edit", "tiny:", "tiny: {", "cannot be read"),
     ],

@@ -26,6 +26,7 @@ from csd_nerf.demo.demo_page import _after_of_sheet, write_page
 from csd_nerf.demo.demo_settings import FULL, DemoSettings, Progress, Sizes, open_folder
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, stages_of
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.sheets import save_png, sheet
 from csd_nerf.pages import wrapped
 from csd_nerf.scenes.dataset import write_dataset
@@ -39,7 +40,8 @@ MINIATURE = Sizes(
     train_arguments=("--pipeline.datamanager.train-num-rays-per-batch", "256"),
     edit_arguments=(
         *("--pipeline.render-size", "32", "--pipeline.picture-size", "32"),
-        *("--pipeline.steps-per-picture", "2"),
+        *("--pipeline.steps-per-picture", "2", "--pipeline.fits-per-round", "2"),
+        *("--pipeline.datamanager.train-num-rays-per-batch", "256"),
     ),
 )
 
@@ -155,6 +157,11 @@ def test_a_rerun_with_other_settings_is_refused(folder: Path) -> None:
     assert "--seed 0" in refusal.value.expected and "--seed 3" in refusal.value.got
     assert "--prompt" not in refusal.value.expected
     assert "--prompt 'make it night'" in refusal.value.hint and "--train-steps 20" in refusal.value.hint
+
+
+def test_the_edit_has_the_steps_of_its_method() -> None:
+    edit = METHODS["csd-edit-tiny"]
+    assert defaults()["edit_steps"] == edit.max_num_iterations == 10 * edit.pipeline.fits_per_round
 
 
 # -------------------------------------------------------------------- a stage that fails

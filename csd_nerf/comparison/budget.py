@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csd_nerf.distillation.residuals import WITH_INSTRUCTION
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.priors.folder import is_image_conditioned
@@ -71,13 +71,24 @@ def price_of(config: Any) -> Price:
 
     Args:
         config: of the method, with the recipe; its prior must be on this machine or a hub id.
+
+    Raises:
+        InputError: a round is of every training view.
     """
     pipeline = config.pipeline
+    asks_once = pipeline.route == "loop" and not pipeline.fits_per_round
+    check(
+        pipeline.particles > 0 or asks_once,
+        f"a round of {config.method_name} has no price",
+        expected="pipeline.particles of at least 1, where a budget is in U-Net evaluations",
+        got="0, every training view, of which there may be any number",
+        hint="give a number in a recipe, or compare by --minutes",
+    )
     if pipeline.route == "gradient":
         return Price(pipeline.particles * _rows(pipeline), 1)
     sampling = pipeline.edit == "sample"
     a_view = 3 * pipeline.sampling.steps if sampling else pipeline.descent.steps * _rows(pipeline)
-    if not pipeline.fits_per_round:
+    if asks_once:
         return Price(a_view, None)
     return Price(pipeline.particles * a_view, pipeline.fits_per_round)
 
@@ -114,7 +125,7 @@ def spend(method: str, config: Any, evaluations: int) -> Bought:
         evaluations: rows through the U-Net that it may cost.
 
     Raises:
-        InputError: not even the smallest piece.
+        InputError: not even the smallest piece, or see `price_of`.
     """
     price = price_of(config)
     pieces = evaluations // price.evaluations

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEAST_FRAMES = 8
-"""Of a captured scene: the four views of an edit step, and some to evaluate on."""
+"""Of a captured scene: the four views of a round, and some to evaluate on."""
 
 DEFAULT_PROMPT = "make it autumn"
 """Of the bundled prior's instructions, the one that shows best on the still life."""
@@ -40,8 +40,8 @@ class Demo:
     """What proposes the change: tiny-instruct, or the folder of an InstructPix2Pix in diffusers format."""
     train_steps: int = 1000
     """Steps of training the scene as it is."""
-    edit_steps: int = 75
-    """Steps of the edit."""
+    edit_steps: int = 320
+    """Steps of the edit; 32 to a round of edited views."""
     seed: int = 0
     """Decides cameras, training and edit."""
 

@@ -87,7 +87,7 @@ def _intro(settings: DemoSettings) -> str:
     return (
         f"{scene} was learned as a NeRF, then changed by these words with Collaborative Score Distillation: "
         "a diffusion model that edits pictures proposes the change, the views of the scene share its scores "
-        "so that they agree on one edit, and the edit goes into the scene itself."
+        "so that they agree on one edit, and the scene is fitted to them, round after round."
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check, check_at_least, option
 
 if TYPE_CHECKING:
     from csd_nerf.distillation import DescentConfig, Objective, ObjectiveConfig
@@ -91,13 +91,13 @@ class EditSettings:
         from csd_nerf.priors.loading import check_prior
 
         for prompt in prompts:
-            if not prompt.strip():
-                raise InputError(
-                    "the prompt is empty",
-                    expected="what to change, in words",
-                    got=repr(prompt),
-                    hint='give one, such as --prompt "make it night"',
-                )
+            check(
+                bool(prompt.strip()),
+                "the prompt is empty",
+                expected="what to change, in words",
+                got=repr(prompt),
+                hint='give one, such as --prompt "make it night"',
+            )
         descent = self.descent()
         for name, value, least in (
             ("steps", descent.steps, 1),
@@ -105,8 +105,7 @@ class EditSettings:
             ("seed", self.seed, 0),
             ("unet_batch_size", self.unet_batch_size, 1),
         ):
-            if value < least:
-                raise _wrong(name, value, f"at least {least}")
+            check_at_least(name, value, least)
         descent.check("--")
         config = self.objective_config()
         config.check(particles=self.particles, source_prompt=self.source_prompt)
@@ -158,8 +157,7 @@ class PictureSettings(EditSettings):
 
     def check(self, prompts: tuple[str, ...]) -> None:
         super().check(prompts)
-        if self.window_size is not None and self.window_size < 1:
-            raise _wrong("window_size", self.window_size, "at least 1")
+        check_at_least("window_size", self.window_size, 1)
 
     def fitting_window(self, prior: "Prior") -> int:
         """Side of the windows in pixels.
@@ -168,9 +166,9 @@ class PictureSettings(EditSettings):
             InputError: it does not suit the prior.
         """
         size, factor = self.window_size or prior.native_size, prior.vae_factor
-        if size % factor:
-            nearest = max(round(size / factor), 1) * factor
-            raise _wrong("window_size", size, f"a multiple of {factor}, such as {nearest}")
+        nearest = max(round(size / factor), 1) * factor
+        multiple = f"a multiple of {factor}, such as {nearest}"
+        check(size % factor == 0, option("window_size"), expected=multiple, got=size)
         return size
 
 
@@ -202,21 +200,20 @@ class VideoSettings(EditSettings):
     def check(self, prompts: tuple[str, ...]) -> None:
         super().check(prompts)
         for name in ("size", "anchors", "keyframe_stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise _wrong(name, value, "at least 1")
-        if self.particles < 2:
-            raise _wrong("particles", self.particles, "at least 2: a shared frame, and one to share it with")
-        if self.shared_frames() >= self.particles:
-            raise _wrong("anchors", self.anchors, f"fewer than the {self.particles} particles of a group")
+            check_at_least(name, getattr(self, name), 1)
+        check(
+            self.particles >= 2,
+            option("particles"),
+            expected="at least 2: a shared frame, and one to share it with",
+            got=self.particles,
+        )
+        check(
+            self.shared_frames() < self.particles,
+            option("anchors"),
+            expected=f"fewer than the {self.particles} particles of a group",
+            got=self.anchors,
+        )
 
     def shared_frames(self) -> int:
         """The number of anchors, as given or by default."""
         return max(self.particles // 4, 1) if self.anchors is None else self.anchors
-
-
-def _wrong(name: str, value: object, expected: str) -> InputError:
-    flag = f"--{name.replace('_', '-')}"
-    return InputError(
-        f"{flag} cannot be used", expected=expected, got=str(value), hint=f"change it, or leave out {flag}"
-    )

@@ -26,20 +26,14 @@ from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.schedule import TimestepRange
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
 from csd_nerf.nerf.edits import EDITS, Edit, RoundViews
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.perceptual import PatchLpips
-from csd_nerf.nerf.prompted import (
-    PromptedPipeline,
-    PromptedPipelineConfig,
-    Running,
-    require,
-    require_at_least_one,
-)
+from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running
 from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
 from csd_nerf.nerf.region_box import BoxControls
 from csd_nerf.nerf.region_hull import Hull
@@ -173,40 +167,46 @@ class EditPipelineConfig(PromptedPipelineConfig):
 
     def check(self) -> None:
         super().check()
-        require_at_least_one(self, "render_size", "rays_per_chunk")
+        manager, share = self.datamanager, self.gradient_share
+        for name in ("render_size", "rays_per_chunk"):
+            check_at_least(f"pipeline.{name}", getattr(self, name), 1)
+        for name in ("patch_size", "train_num_rays_per_batch"):
+            check_at_least(f"pipeline.datamanager.{name}", getattr(manager, name), 1)
         for name, meaning in (
             ("particles", "at least 1, or 0 for every training view"),
             ("fits_per_round", "at least 1, or 0 to edit once"),
             ("kept_views", "at least 1, or 0 for every training view"),
         ):
-            require(getattr(self, name) >= 0, f"pipeline.{name}", meaning, getattr(self, name))
-        require(
+            value = getattr(self, name)
+            check(value >= 0, option(f"pipeline.{name}"), expected=meaning, got=value)
+        check(
             not self.kept_views or self.kept_views >= self.particles,
-            "pipeline.kept_views",
-            f"at least {self.particles}, the views of a round, or 0 for every training view",
-            self.kept_views,
+            option("pipeline.kept_views"),
+            expected=f"at least {self.particles}, the views of a round, or 0 for every training view",
+            got=self.kept_views,
         )
-        share, weight, manager = self.gradient_share, self.lpips_weight, self.datamanager
-        require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
-        require(weight >= 0, "pipeline.lpips_weight", "a number above 0, or 0 for none", weight)
-        for name in ("patch_size", "train_num_rays_per_batch"):
-            value = getattr(manager, name)
-            require(value >= 1, f"pipeline.datamanager.{name}", "at least 1", value)
-        patch = manager.patch_size
-        require(
-            patch <= self.render_size,
-            "pipeline.datamanager.patch_size",
-            f"at most the render size, {self.render_size}",
-            patch,
+        check(0 < share <= 1, option("pipeline.gradient_share"), expected="above 0 and at most 1", got=share)
+        check(
+            self.lpips_weight >= 0,
+            option("pipeline.lpips_weight"),
+            expected="a number above 0, or 0 for none",
+            got=self.lpips_weight,
         )
-        if weight:
-            require(patch >= 32, "pipeline.datamanager.patch_size", "at least 32, for LPIPS", patch)
+        check(
+            manager.patch_size <= self.render_size,
+            option("pipeline.datamanager.patch_size"),
+            expected=f"at most the render size, {self.render_size}",
+            got=manager.patch_size,
+        )
+        if self.lpips_weight:
+            without = "raise it, or do without LPIPS: --pipeline.lpips-weight 0"
+            check_at_least("pipeline.datamanager.patch_size", manager.patch_size, 32, without)
         self.region.check()
         if self.distils:
             self.objective.check(particles=self.particles or 1000, source_prompt=self.source_prompt)
             self.descent.check("--pipeline.descent.")
         else:
-            require(self.sampling.steps >= 1, "pipeline.sampling.steps", "at least 1", self.sampling.steps)
+            check_at_least("pipeline.sampling.steps", self.sampling.steps, 1)
             _ = self.sampling.start
 
     def check_prior(self, *, image_conditioned: bool) -> None:
@@ -538,10 +538,10 @@ class EditPipeline(PromptedPipeline):
             writer.put_image(name="Before (top) and after", image=both, step=step)
         change = float((after - before).abs().mean())
         if change < NO_CHANGE and step >= 2 * max(1, self.config.steps_per_picture):
-            option = self.config.guidance_option
+            guidance = self.config.guidance_option
             CONSOLE.print(
                 f"[bold yellow]After {step} steps the renders have moved by only {change:.4f} (of 1). Try a "
-                f"higher {option}.text-guidance, a lower {option}.image-guidance, or "
+                f"higher {guidance}.text-guidance, a lower {guidance}.image-guidance, or "
                 "other words in the prompt."
             )
 

@@ -15,17 +15,11 @@ from torch.nn import Parameter, functional
 from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.presets import preset
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.generated_model import GeneratedModel, GeneratedModelConfig
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
 from csd_nerf.nerf.orbit_data import OrbitDataManager, OrbitDataManagerConfig
-from csd_nerf.nerf.prompted import (
-    PromptedPipeline,
-    PromptedPipelineConfig,
-    Running,
-    require,
-    require_at_least_one,
-)
+from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running
 from csd_nerf.nerf.rendering import render_views
 from csd_nerf.nerf.viewpoints import SIDES, Viewpoints, view_prompt
 from csd_nerf.seeds import step_seed
@@ -74,22 +68,22 @@ class GeneratePipelineConfig(PromptedPipelineConfig):
             InputError: naming the option.
         """
         super().check()
-        require_at_least_one(
-            self, "particles", "render_size", "fine_render_size", "prior_size", "rays_per_chunk"
-        )
+        for name in ("particles", "render_size", "fine_render_size", "prior_size", "rays_per_chunk"):
+            check_at_least(f"pipeline.{name}", getattr(self, name), 1)
         share, coarse, model = self.gradient_share, self.coarse_share, self.model
-        require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
-        require(0 <= coarse <= 1, "pipeline.coarse_share", "a share from 0 to 1", coarse)
-        require(model.blob_radius > 0, "pipeline.model.blob_radius", "above 0", model.blob_radius)
-        for name in ("blob_density", "sparsity_loss_mult"):
-            value = getattr(model, name)
-            require(value >= 0, f"pipeline.model.{name}", "0 or more", value)
-        self.datamanager.check()
+        sparsity = model.sparsity_loss_mult
         residual, structure = self.objective.residual, self.objective.structure.loss
-        require(residual == "sds", "pipeline.objective.residual", "sds, which needs no source", residual)
-        require(
-            structure == "none", "pipeline.objective.structure.loss", "none: there is no source", structure
-        )
+        for holds, name, expected, got in (
+            (0 < share <= 1, "gradient_share", "above 0 and at most 1", share),
+            (0 <= coarse <= 1, "coarse_share", "a share from 0 to 1", coarse),
+            (model.blob_radius > 0, "model.blob_radius", "above 0", model.blob_radius),
+            (model.blob_density >= 0, "model.blob_density", "0 or more", model.blob_density),
+            (sparsity >= 0, "model.sparsity_loss_mult", "0 or more", sparsity),
+            (residual == "sds", "objective.residual", "sds, which needs no source", residual),
+            (structure == "none", "objective.structure.loss", "none: there is no source", structure),
+        ):
+            check(holds, option(f"pipeline.{name}"), expected=expected, got=got)
+        self.datamanager.check()
         self.objective.check(particles=self.particles, source_prompt="")
 
     def check_prior(self, *, image_conditioned: bool) -> None:

@@ -22,7 +22,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import check, check_at_least, option
 from csd_nerf.nerf.model import CsdNerfactoModel
 from csd_nerf.nerf.rendering import train_proposals_always
 
@@ -68,12 +68,17 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
         Raises:
             InputError: naming the option.
         """
-        require_at_least_one(self, "unet_batch_size", "vae_batch_size", "picture_views", "picture_size")
+        for name in ("unet_batch_size", "vae_batch_size", "picture_views", "picture_size"):
+            check_at_least(f"pipeline.{name}", getattr(self, name), 1)
         for name in ("steps_per_picture", "turntable_frames"):
             value = getattr(self, name)
-            require(value >= 0, f"pipeline.{name}", "at least 1, or 0 for none", value)
-        size = self.picture_size
-        require(size % 2 == 0, "pipeline.picture_size", "an even number, as the video needs", size)
+            check(value >= 0, option(f"pipeline.{name}"), expected="at least 1, or 0 for none", got=value)
+        check(
+            self.picture_size % 2 == 0,
+            option("pipeline.picture_size"),
+            expected="an even number, as the video needs",
+            got=self.picture_size,
+        )
 
     @abstractmethod
     def check_prior(self, *, image_conditioned: bool) -> None:
@@ -88,23 +93,6 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
     @abstractmethod
     def size_option(self) -> str:
         """Name of the setting with the size, in pixels, at which views go through the prior."""
-
-
-def require(holds: bool, option: str, expected: str, got: object) -> None:
-    """Refuse a value of an option unless `holds`.
-
-    Raises:
-        InputError: naming the option as it is given on the command line.
-    """
-    if not holds:
-        flag = f"--{option.replace('_', '-')}"
-        raise InputError(f"{flag} cannot be used", expected=expected, got=str(got), hint=f"change {flag}")
-
-
-def require_at_least_one(config: PromptedPipelineConfig, *names: str) -> None:
-    """Refuse numbers of the pipeline below 1; see `require`."""
-    for name in names:
-        require(getattr(config, name) >= 1, f"pipeline.{name}", "at least 1", getattr(config, name))
 
 
 @dataclass

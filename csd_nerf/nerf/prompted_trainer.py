@@ -17,9 +17,9 @@ from rich.text import Text
 
 from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import NonFiniteResidual
-from csd_nerf.errors import InputError, is_out_of_memory
+from csd_nerf.errors import InputError, check, is_out_of_memory, option
 from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
-from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, require
+from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig
 from csd_nerf.nerf.registry import METHODS
 from csd_nerf.nerf.runs import Run, adopt
 from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig
@@ -63,10 +63,10 @@ class PromptedTrainerConfig(SceneTrainerConfig):
 
     def _check_options(self) -> None:
         """Refuse numbers that a step cannot work with."""
-        require(self.machine.num_devices == 1, "machine.num_devices", "1", self.machine.num_devices)
-        require(not self.steps_per_eval_batch, "steps_per_eval_batch", "0", self.steps_per_eval_batch)
-        limit = self.max_minutes
-        require(limit is None or limit > 0, "max_minutes", "a number above 0", limit)
+        devices, evaluation, limit = self.machine.num_devices, self.steps_per_eval_batch, self.max_minutes
+        check(devices == 1, option("machine.num_devices"), expected="1", got=devices)
+        check(not evaluation, option("steps_per_eval_batch"), expected="0", got=evaluation)
+        check(limit is None or limit > 0, option("max_minutes"), expected="a number above 0", got=limit)
         self.pipeline.check()
 
     def _check_prior(self) -> Path | None:
@@ -193,8 +193,8 @@ class PromptedTrainer(SceneTrainer):
         remaining = total.max_num_iterations - self._start_step
         self._meter = self._start_meter()
         if remaining <= 0 or self._time_is_up():
-            option = "--max-num-iterations" if remaining <= 0 else "--max-minutes"
-            CONSOLE.print(f"All steps of this run are done (more: {option}). Drawing its pictures.")
+            more = "--max-num-iterations" if remaining <= 0 else "--max-minutes"
+            CONSOLE.print(f"All steps of this run are done (more: {more}). Drawing its pictures.")
             for callback in self.callbacks:
                 callback.run_callback_at_location(self._start_step - 1, TrainingCallbackLocation.AFTER_TRAIN)
             return

@@ -129,7 +129,10 @@ def test_more_particles_than_cameras(edit_config: Make, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("particles", 0), ("gradient_share", 0.0), ("gradient_share", 2.0), ("rays_per_chunk", 0),
+        ("particles", -1), ("fits_per_round", -1), ("kept_views", -2), ("lpips_weight", -1.0),
+        ("datamanager__patch_size", 33), ("datamanager__patch_size", 0),
+        ("datamanager__train_num_rays_per_batch", 0), ("descent__learning_rate", 0.0),
+        ("gradient_share", 0.0), ("gradient_share", 2.0), ("rays_per_chunk", 0),
         ("unet_batch_size", 0), ("vae_batch_size", -1), ("picture_size", 129), ("picture_views", 0),
         ("steps_per_picture", -1), ("turntable_frames", -5),
     ],
@@ -138,7 +141,15 @@ def test_numbers_that_no_step_can_work_with(
     edit_config: Make, capsys: Any, option: str, value: float
 ) -> None:
     printed = refusal(edit_config(**{f"pipeline__{option}": value}), capsys)
-    assert f"--pipeline.{option.replace('_', '-')}" in printed and str(value) in printed
+    flag = option.replace("__", ".").replace("_", "-")
+    assert f"--pipeline.{flag}" in printed and str(value) in printed
+
+
+def test_lpips_needs_patches(edit_config: Make, capsys: Any) -> None:
+    printed = refusal(edit_config(pipeline__lpips_weight=0.5), capsys)
+    assert (
+        "--pipeline.datamanager.patch-size is too small" in printed and "--pipeline.lpips-weight 0" in printed
+    )
 
 
 def test_options_that_an_edit_does_not_have(edit_config: Make, capsys: Any) -> None:

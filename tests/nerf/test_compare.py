@@ -17,11 +17,19 @@ import torch
 
 from csd_nerf.cli import main
 from csd_nerf.comparison import measuring
-from csd_nerf.comparison.budget import Price, method_config, price_of
+from csd_nerf.comparison.budget import (
+    EDITING,
+    Bought,
+    Price,
+    method_config,
+    needs_descriptions,
+    price_of,
+    spend,
+)
 from csd_nerf.comparison.checking import checked
 from csd_nerf.comparison.compare_command import Compare
 from csd_nerf.comparison.compare_settings import Budget, Instruction
-from csd_nerf.comparison.jobs import jobs_of
+from csd_nerf.comparison.jobs import EditRun, jobs_of
 from csd_nerf.comparison.live import LiveTable
 from csd_nerf.comparison.per_view import PerViewEditor
 from csd_nerf.comparison.plots import COLOURS, plot
@@ -46,14 +54,14 @@ pipeline:
   datamanager: {photo_size: 32}
 for:
   csd-edit:
-    pipeline: {particles: 2, rays_per_chunk: 1024}
+    pipeline: {particles: 2, fits_per_round: 4, descent: {steps: 2}}
   in2n-baseline:
     pipeline:
       lpips_weight: 0.0
       datamanager: {patch_size: 1}
   csd-edit-dataset:
     pipeline:
-      views_per_update: 40  # more than there are cameras, which the method itself finds out
+      particles: 40  # more than there are cameras, which the method itself finds out
       descent: {steps: 1}
 """
 
@@ -252,22 +260,67 @@ def test_options_that_cannot_be_used(
 
 
 def test_equal_budgets_buy_whole_pieces_of_work() -> None:
-    prices = {name: price_of(method_config(name, "tiny")) for name in ("csd-edit", "csd-edit-dataset")}
-    prices["in2n-baseline"] = price_of(method_config("in2n-baseline", "tiny"))
-    assert prices == {
-        "csd-edit": Price(4 * 5, 1),
+    """A round of the loop; a view, of a method that asks once; a step, of the published gradient."""
+    names = ("csd-edit", "csd-edit-dataset", "in2n-baseline", "refit-baseline")
+    configs = {name: method_config(name, "tiny") for name in names}
+    configs["gradient"] = method_config("csd-edit", "tiny")
+    configs["gradient"].pipeline.route = "gradient"
+    assert {name: price_of(config) for name, config in configs.items()} == {
+        "csd-edit": Price(4 * 2 * 5, 32),
         "csd-edit-dataset": Price(16 * 20 * 5, 50),
         "in2n-baseline": Price(20 * 3, 10),
+        "refit-baseline": Price(20 * 3, None),
+        "gradient": Price(4 * 5, 1),
     }
-    steps = {name: price.steps_for(4800) for name, price in prices.items()}
-    assert steps == {"csd-edit": 240, "csd-edit-dataset": 150, "in2n-baseline": 800}
-    published = {name: price_of(method_config(name, None)) for name in ("sds-edit", "dds-edit", "cds-edit")}
-    particles = method_config("sds-edit", None).pipeline.particles
-    assert [price.evaluations for price in published.values()] == [
-        2 * particles,
-        4 * particles,
-        6 * particles,
-    ]
+    assert {name: spend(name, config, 4850) for name, config in configs.items()} == {
+        "csd-edit": Bought(121 * 32),
+        "csd-edit-dataset": Bought(3 * 50),
+        "in2n-baseline": Bought(80 * 10),
+        "refit-baseline": Bought(320, views=80),
+        "gradient": Bought(242),
+    }
+    rows = {"sds-edit": 2, "dds-edit": 4, "cds-edit": 6}
+    for name, evaluations in rows.items():
+        config = method_config(name, None)
+        pipeline = config.pipeline
+        assert price_of(config) == Price(pipeline.particles * pipeline.descent.steps * evaluations, 100)
+
+
+def test_rounds_of_every_view_have_no_price() -> None:
+    config = method_config("csd-edit", "tiny")
+    config.pipeline.particles = 0
+    with pytest.raises(InputError, match="a round of csd-edit has no price"):
+        spend("csd-edit", config, 4800)
+
+
+def test_a_method_that_asks_once_begins_anew_with_more_views(options: Compare, tmp_path: Path) -> None:
+    asked = dataclasses.replace(
+        options, output=tmp_path, methods=("refit-baseline",), recipe="tiny", evaluations=(120, 300)
+    )
+    (job,) = jobs_of(tmp_path, *checked(asked))
+    first, measured, second, _ = job.stages
+    runs = [f"runs/make-it-night/refit-baseline/seed-0-{budget}" for budget in (120, 300)]
+    for stage, run, views in ((first, runs[0], "2"), (second, runs[1], "5")):
+        command = stage.command()
+        assert command[command.index("--pipeline.particles") + 1] == views
+        assert command[command.index("--max-num-iterations") + 1] == "320"
+        assert isinstance(stage, EditRun) and stage.run_folder == run
+    assert runs[0] in measured.command()
+    (tmp_path / runs[0] / "nerfstudio_models").mkdir(parents=True)
+    torch.save({"step": 319}, tmp_path / runs[0] / "nerfstudio_models" / "step-000000319.ckpt")
+    assert first.finished() and not second.finished()
+    assert second.next_command() == (second.command(), 0)
+
+
+def test_who_is_told_what_the_scene_shows() -> None:
+    told = {name: needs_descriptions(method_config(name, None)) for name in EDITING}
+    assert {name for name, descriptions in told.items() if descriptions} == {
+        "sds-edit", "dds-edit", "cds-edit", "pds-edit",
+    }  # fmt: skip
+    for method in ("csd-edit-dataset", "in2n-baseline"):
+        config = method_config(method, None)
+        config.pipeline.objective.residual = "dds"
+        assert needs_descriptions(config) == (method == "csd-edit-dataset")  # the other follows no objective
 
 
 def test_minutes_bound_an_edit_instead_of_steps(options: Compare, tmp_path: Path) -> None:
@@ -293,7 +346,7 @@ def test_minutes_bound_an_edit_instead_of_steps(options: Compare, tmp_path: Path
 
 
 @pytest.mark.parametrize("method", ["sds-edit", "dds-edit", "cds-edit", "pds-edit", "csd-edit"])
-def test_the_price_of_a_step_is_what_the_prior_counts(
+def test_the_price_of_a_round_is_what_the_prior_counts(
     method: str, tiny_prior: Any, text_to_image_prior: Any, text_to_image_folder: Path
 ) -> None:
     shown = method == "csd-edit"
@@ -312,7 +365,11 @@ def test_the_price_of_a_step_is_what_the_prior_counts(
         step=0,
         max_steps=1,
     )
-    assert price_of(config) == Price(prior.unet_evaluations - before, 1)
+    counted = prior.unet_evaluations - before
+    descent = config.pipeline.descent
+    assert price_of(config) == Price(descent.steps * counted, config.pipeline.fits_per_round)
+    config.pipeline.route = "gradient"
+    assert price_of(config) == Price(counted, 1)
 
 
 def row(method: str, seed: int, **figures: float | tuple[float, float]) -> Row:

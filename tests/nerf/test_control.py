@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nerf_runs import refusal, run
+from nerf_runs import refusal, run, run_until_killed
 
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.priors.control_net import ControlNet
@@ -73,10 +73,12 @@ def test_depth_is_that_of_the_source_and_looking_at_it_changes_nothing(
 
 
 def test_an_edit_with_depth_resumes_exactly(edit_config: Make, settings: dict[str, Any]) -> None:
-    whole = run(edit_config("dds-edit", **settings, max_num_iterations=4))
-    half = run(edit_config("dds-edit", **settings, max_num_iterations=2, timestamp="half"))
-    again = {**settings, "load_dir": half.base_dir, "prompt": None, "max_num_iterations": 4}
+    settings |= {"pipeline__fits_per_round": 2, "steps_per_save": 2, "max_num_iterations": 5}
+    whole = run(edit_config("dds-edit", **settings))
+    half = run_until_killed(edit_config("dds-edit", **settings, timestamp="half"), step=4)
+    again = {**settings, "load_dir": half, "prompt": None}
     resumed = run(edit_config("dds-edit", **again, timestamp="resumed"))
+    assert resumed._start_step == 3  # in the middle of a round; another one follows
     torch.testing.assert_close(weights(resumed.pipeline), weights(whole.pipeline), rtol=0, atol=1e-6)
 
 

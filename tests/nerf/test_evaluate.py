@@ -20,6 +20,8 @@ from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.edited_run import open_edited_run
 
 Make = Any
+ROUND = 2 * 5
+"""U-Net evaluations of a step of the edits here, each a round: of two views, the branches of CSD-Edit."""
 OFFLINE = ("clip_direction_consistency", "structure_distance", "lpips_to_source", "lpips_to_known_edit")
 
 
@@ -34,9 +36,19 @@ def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def edit_run(scene_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An edit of four steps."""
+    """An edit of four steps, and of as many rounds."""
     folder = tmp_path_factory.mktemp("edit")
-    return run(make_edit_config("csd-edit-tiny", folder, scene_run, pipeline__steps_per_picture=0)).base_dir
+    return run(
+        make_edit_config(
+            "csd-edit-tiny",
+            folder,
+            scene_run,
+            pipeline__steps_per_picture=0,
+            pipeline__fits_per_round=1,
+            pipeline__particles=2,
+            pipeline__descent__steps=1,
+        )
+    ).base_dir
 
 
 def refusal(path: Path, capsys: Any, *options: str) -> str:
@@ -67,8 +79,8 @@ def test_an_edit_is_measured_without_weights_or_network(edit_run: Path, tmp_path
     assert figures["psnr_to_known_edit"]["after"] > figures["psnr_to_known_edit"]["before"] + 3
     assert figures["chroma"]["before"] != figures["chroma"]["after"]
     assert figures["reprojection_error_long"]["before"] != figures["reprojection_error_long"]["after"]
-    assert report["cost"]["unet_evaluations"] == 4 * 4 * 5  # steps, views, branches of CSD-Edit
-    assert "80 U-Net evaluations" in printed and "unavailable: " in printed
+    assert report["cost"]["unet_evaluations"] == 4 * ROUND
+    assert "40 U-Net evaluations" in printed and "unavailable: " in printed
 
 
 def test_ns_eval_has_the_same_figures_and_leaves_the_edit_as_it_was(edit_run: Path, capsys: Any) -> None:
@@ -101,7 +113,7 @@ def test_the_cost_goes_on_over_a_resume(edit_config: Make, edit_run: Path, tmp_p
     assert first is not None and first.steps == 4 and first.seconds > 0
     trainer = run(edit_config(load_dir=edit_run, max_num_iterations=6, timestamp="resumed"))
     second = read_cost(trainer.base_dir)
-    assert second is not None and second.steps == 6 and second.unet_evaluations == 6 * 4 * 5
+    assert second is not None and second.steps == 6 and second.unet_evaluations == 6 * ROUND
     assert second.seconds > first.seconds
     assert second.peak_memory_mib is not None and first.peak_memory_mib is not None
     assert second.peak_memory_mib >= first.peak_memory_mib
@@ -110,7 +122,7 @@ def test_the_cost_goes_on_over_a_resume(edit_config: Make, edit_run: Path, tmp_p
     limits = {"max_num_iterations": 50, "max_minutes": 2.0}
     timed = run(edit_config(load_dir=trainer.base_dir, timestamp="timed", **limits))
     third = read_cost(timed.base_dir)
-    assert third is not None and third.steps == 7 and third.unet_evaluations == 7 * 4 * 5
+    assert third is not None and third.steps == 7 and third.unet_evaluations == 7 * ROUND
     assert third.seconds >= 120
     assert [file.name for file in timed.checkpoint_dir.iterdir()] == ["step-000000006.ckpt"]
     assert (timed.base_dir / "turntable.mp4").exists()

@@ -19,7 +19,8 @@ EDITS: dict[str, dict[str, Any]] = {
         "pipeline__region__box_center": (0.0, 0.0, 0.0),
         "pipeline__region__box_size": (50.0, 50.0, 50.0),
     },
-    "csd-edit-dataset": {"pipeline__views_per_update": 3, "pipeline__descent__steps": 1},
+    "csd-edit-dataset": {"pipeline__particles": 3, "pipeline__descent__steps": 1},
+    "refit-baseline": {"pipeline__particles": 2, "pipeline__sampling__steps": 2},
     "in2n-baseline": {"pipeline__sampling__steps": 2},  # its patches are as large as the photos
 }
 GENERATED: dict[str, Any] = {

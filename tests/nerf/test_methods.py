@@ -47,9 +47,12 @@ def test_presets_edit_with_a_text_to_image_model_and_resume_exactly(
         "pipeline__steps_per_picture": 0,
         "pipeline__turntable_frames": 0,
         "pipeline__particles": 2,
+        "pipeline__fits_per_round": 2,
+        "pipeline__descent__steps": 2,
+        "pipeline__datamanager__train_num_rays_per_batch": 512,
         "pipeline__render_size": 64,  # 4 x 4 at the coarsest map: patches of 2 find room
         "machine__device_type": "cpu",
-        "max_num_iterations": 4,
+        "max_num_iterations": 5,  # three rounds, and the edit goes on in the middle of the second
         "steps_per_save": 2,
         "save_only_latest_checkpoint": False,
     }
@@ -58,13 +61,34 @@ def test_presets_edit_with_a_text_to_image_model_and_resume_exactly(
     pipeline = whole.pipeline
     edited = pipeline.eval_pictures()
     assert (edited - pipeline._edit.before).abs().max() > 1e-3
-    _, losses, metrics = pipeline.get_train_loss_dict(4)
-    assert losses["distillation"].isfinite() and ("structure_loss" in metrics) == (method == "cds-edit")
+    _, losses, metrics = pipeline.get_train_loss_dict(6)
+    assert losses["rgb_loss"].isfinite() and metrics["round"] == 3
 
     settings |= {"load_dir": whole.base_dir, "load_step": 2, "prompt": None, "timestamp": "resumed"}
     resumed = run(edit_config(method, **settings))
     assert resumed._start_step == 3
     torch.testing.assert_close(resumed.pipeline.eval_pictures(), edited, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["cds-edit", "pds-edit"])
+def test_presets_go_the_way_of_the_published_gradient_as_well(
+    method: str, edit_config: Any, text_to_image_folder: Path
+) -> None:
+    settings = {
+        "prompt": "a bear at night",
+        "pipeline__source_prompt": "a bear",
+        "pipeline__prior": str(text_to_image_folder),
+        "pipeline__route": "gradient",
+        "pipeline__turntable_frames": 0,
+        "pipeline__particles": 2,
+        "pipeline__render_size": 64,
+        "machine__device_type": "cpu",
+        "max_num_iterations": 2,
+    }
+    pipeline = run(edit_config(method, **settings)).pipeline
+    assert (pipeline.eval_pictures() - pipeline._edit.before).abs().max() > 1e-3
+    _, losses, metrics = pipeline.get_train_loss_dict(2)
+    assert losses["distillation"].isfinite() and ("structure_loss" in metrics) == (method == "cds-edit")
 
 
 @pytest.mark.parametrize("method", ["dds-edit", "cds-edit", "pds-edit"])

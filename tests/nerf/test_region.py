@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nerf_runs import make_config, refusal, run
+from nerf_runs import make_config, refusal, run, run_until_killed
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.fields.base_field import Field
@@ -22,7 +22,8 @@ from PIL import Image
 
 from csd_nerf.cameras import fit_cameras
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.dataset_pipeline import DatasetEditPipeline
+from csd_nerf.nerf import edit_loop
+from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.region import _spread
 from csd_nerf.nerf.region_box import RegionBox
 from csd_nerf.nerf.region_hull import Hull, project
@@ -369,14 +370,13 @@ def test_a_finished_edit_opens_as_it_was_left(edited_in_box: Any, edited_by_mask
 
 
 def test_a_killed_edit_resumes_to_the_same_scene(edited_by_masks: Any, edit_config: Make) -> None:
-    half = run(
-        edit_config(
-            data=edited_by_masks.config.data, max_num_iterations=4, pipeline__turntable_frames=0,
-            pipeline__rays_per_chunk=4096, pipeline__region__source="masks",
-        )
+    config = edit_config(
+        data=edited_by_masks.config.data, max_num_iterations=8, steps_per_save=4,
+        pipeline__turntable_frames=0, pipeline__region__source="masks",
     )  # fmt: skip
-    resumed = run(edit_config(load_dir=half.base_dir, prompt=None, max_num_iterations=8, timestamp="resumed"))
-    assert resumed._start_step == 4
+    half = run_until_killed(config, step=7)
+    resumed = run(edit_config(load_dir=half, prompt=None, max_num_iterations=8, timestamp="resumed"))
+    assert resumed._start_step == 5
     torch.testing.assert_close(
         resumed.pipeline.eval_pictures(), edited_by_masks.pipeline.eval_pictures(), atol=2e-3, rtol=0
     )
@@ -429,27 +429,31 @@ def test_the_box_comes_from_the_viewers_crop(edit_config: Make, scene_run: Path)
 
 
 @pytest.mark.parametrize("method", ["csd-edit-dataset", "in2n-baseline"])
-def test_edits_of_training_pictures_show_in_the_box_alone(
+def test_edits_by_the_loop_show_in_the_box_alone(
     method: str, scene_run: Path, source_pictures: torch.Tensor, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    settings = {"pipeline__views_per_update": 3, "pipeline__descent__steps": 3}
+    settings = {"pipeline__particles": 3, "pipeline__descent__steps": 3}
     if method == "in2n-baseline":
         settings = {"pipeline__sampling__steps": 4}
     shown = []
-    draw = DatasetEditPipeline.draw
+    draw, still = EditPipeline.draw, edit_loop.render_still
 
     def watched(self: Any, cameras: Cameras) -> torch.Tensor:
-        pictures = draw(self, cameras)
         shown.append(self.model.field.forward.everywhere)
-        return pictures
+        return draw(self, cameras)
 
-    monkeypatch.setattr(DatasetEditPipeline, "draw", watched)
+    def watched_still(model: Any, cameras: Cameras, index: int) -> Any:
+        shown.append(model.field.forward.everywhere)
+        return still(model, cameras, index)
+
+    monkeypatch.setattr(EditPipeline, "draw", watched)
+    monkeypatch.setattr(edit_loop, "render_still", watched_still)
     trainer = edit(
-        method, tmp_path, scene_run, recipe="tiny", max_num_iterations=10, pipeline__steps_per_update=5,
+        method, tmp_path, scene_run, recipe="tiny", max_num_iterations=10, pipeline__fits_per_round=5,
         pipeline__datamanager__train_num_rays_per_batch=256, **settings, **box_around_the_table(scene_run),
     )  # fmt: skip
-    # Pictures of before and after show the region, what is edited is the whole.
-    assert shown == [False, True, True, False]
+    # Pictures of before and after show the region, what is edited is the whole: two rounds of these views.
+    assert shown == [False, *[True] * (2 * trainer.config.pipeline.particles), False]
     pipeline = trainer.pipeline
     cameras = pipeline.datamanager.eval_cameras(32, 32, 1)[0]
     edited = pipeline.draw(cameras)
