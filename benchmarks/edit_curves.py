@@ -5,9 +5,9 @@
         "svgd-imq" "svgd-rbf: objective.kernel=rbf" "independent: objective.transport=independent"
 
 A variant is a name and, after a colon, settings of the pipeline: `NAME: option=value option=value`. The
-settings `steps`, `rate` (of Adam, constant), `first_rate` and `final_rate` are the trainer's. All edits run in
-this process, one after another, on one thread unless `--threads` says otherwise, so that variants of one run
-compare. Seconds are CPU time of the steps alone, without start-up and measuring.
+settings `steps`, `rate` (of Adam, constant), `first_rate` and `final_rate` are the trainer's. All edits run
+in this process, one after another, on one thread unless `--threads` says otherwise, so that the variants of a
+run compare. Seconds are CPU time of the steps alone, without start-up and measuring.
 """
 
 from __future__ import annotations

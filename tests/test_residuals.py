@@ -213,7 +213,7 @@ def run(config: ObjectiveConfig, prior: Prior, views: Views, seed: int = 0, **op
 
 
 FITTING = [
-    ("csd-edit", "tiny_prior"), ("sds", "tiny_prior"),
+    ("csd-edit", "tiny_prior"), ("dreamcatalyst", "tiny_prior"), ("ssd", "tiny_prior"), ("sds", "tiny_prior"),
     ("sds", "text_to_image_prior"), ("dds", "text_to_image_prior"), ("pds", "text_to_image_prior"),
 ]  # fmt: skip
 

@@ -44,9 +44,9 @@ class ObjectiveConfig:
 
     residual: Literal["csd-edit", "dreamcatalyst", "ssd", "dds", "pds", "sds"] = "csd-edit"
     """What the prior is asked: csd-edit (instruction against the source without one; needs an
-    InstructPix2Pix), dreamcatalyst or ssd (two forms of it with a pull back to the source), dds (prompt against
-    a description of the source; needs a text-to-image model), pds (the same, and a pull back to the source) or
-    sds (prompt against the noise; either)."""
+    InstructPix2Pix), dreamcatalyst or ssd (two forms of it with a pull back to the source), dds (prompt
+    against a description of the source; needs a text-to-image model), pds (the same, and a pull back to the
+    source) or sds (prompt against the noise; either)."""
     transport: Literal["svgd", "independent"] = "svgd"
     """How views share their scores: svgd makes them agree on one edit, independent edits each by itself."""
     kernel: Literal["rbf", "imq"] = "rbf"

@@ -144,6 +144,10 @@ class EditPipelineConfig(PromptedPipelineConfig):
         by_route = "rays-per-chunk" if self.route == "gradient" else "datamanager.train-num-rays-per-batch"
         return ("unet-batch-size", by_route, "vae-batch-size", "particles", "render-size", "picture-size")
 
+    def round_of(self, step: int) -> int:
+        """The round, 0-based, that a step (0-based) of the loop belongs to."""
+        return step // self.fits_per_round if self.fits_per_round else 0
+
     @property
     def distils(self) -> bool:
         """Whether the edit follows the objective, on either route."""
@@ -176,6 +180,12 @@ class EditPipelineConfig(PromptedPipelineConfig):
             ("kept_views", "at least 1, or 0 for every training view"),
         ):
             require(getattr(self, name) >= 0, f"pipeline.{name}", meaning, getattr(self, name))
+        require(
+            not self.kept_views or self.kept_views >= self.particles,
+            "pipeline.kept_views",
+            f"at least {self.particles}, the views of a round, or 0 for every training view",
+            self.kept_views,
+        )
         share, weight, manager = self.gradient_share, self.lpips_weight, self.datamanager
         require(0 < share <= 1, "pipeline.gradient_share", "above 0 and at most 1", share)
         require(weight >= 0, "pipeline.lpips_weight", "a number above 0, or 0 for none", weight)
@@ -325,11 +335,7 @@ class EditPipeline(PromptedPipeline):
             seed=seed,
             max_steps=max_steps,
             source_weights={name: value.cpu().clone() for name, value in self.model.state_dict().items()},
-            targets=Targets(
-                self.datamanager.train_cameras(height, width),
-                config.kept_views,
-                self._photos(height, width),
-            ),
+            targets=Targets(train_cameras, config.kept_views, self._photos(height, width)),
             fit=Fit(
                 rays=manager.train_num_rays_per_batch,
                 patch_size=manager.patch_size,
@@ -381,7 +387,7 @@ class EditPipeline(PromptedPipeline):
 
     def _loop_step(self, edit: "RunningEdit", step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """A fit, after a round of edited views where one is due; see `edit_loop`."""
-        number = step // self.config.fits_per_round if self.config.fits_per_round else 0
+        number = self.config.round_of(step)
         if number != edit.round:
             self._check_followed(edit)
             self._begin_round(edit, number)
@@ -406,9 +412,7 @@ class EditPipeline(PromptedPipeline):
                     prompt=self.prompt.value,
                     guidance=self._guidance(),
                     number=number,
-                    rounds=-(-edit.max_steps // self.config.fits_per_round)
-                    if self.config.fits_per_round
-                    else 1,
+                    rounds=self.config.round_of(edit.max_steps - 1) + 1,
                 )
             )
         edit.targets.put(indices, targets)

@@ -370,6 +370,7 @@ def test_lpips_without_weights_is_refused(small: Make, tmp_path: Path, monkeypat
         ("csd-edit-dataset", {"pipeline__particles": 99}, "--pipeline.particles 4"),
         ("csd-edit-dataset", {"pipeline__fits_per_round": -1}, "--pipeline.fits-per-round"),
         ("csd-edit", {"pipeline__kept_views": -1}, "--pipeline.kept-views"),
+        ("csd-edit", {"pipeline__kept_views": 2}, "at least 3, the views of a round"),
         ("csd-edit-dataset", {"pipeline__descent__learning_rate": -1.0}, "--pipeline.descent.learning-rate"),
         ("csd-edit-dataset", {"pipeline__objective__residual": "dds"}, "--pipeline.source-prompt"),
         ("in2n-baseline", {"pipeline__sampling__steps": 0}, "--pipeline.sampling.steps"),
