@@ -21,7 +21,7 @@ from csd_nerf.distillation.sampling import sample_edit
 from csd_nerf.priors.base import Prior
 
 if TYPE_CHECKING:
-    from csd_nerf.nerf.edit_settings import EditPipelineConfig
+    from csd_nerf.nerf.edit_pipeline import EditPipelineConfig
 
 
 @dataclass(frozen=True)
