@@ -75,7 +75,7 @@ def test_numbers_of_the_editors_are_in_the_files_too() -> None:
     assert {prior for values in editors for prior in values.get("priors", ())} == set(BUNDLED_PRIORS)
 
 
-FIELDS = "  fields: {lr: 1e-2, lr_final: 1e-3}"
+FIELDS = "  fields: {lr: 4e-3, lr_final: 1e-3}"
 
 
 @pytest.mark.parametrize(

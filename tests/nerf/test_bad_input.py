@@ -122,7 +122,7 @@ def test_a_render_size_that_does_not_fit(edit_config: Make, capsys: Any) -> None
 
 
 def test_more_particles_than_cameras(edit_config: Make, capsys: Any) -> None:
-    printed = refusal(edit_config(pipeline__particles=99), capsys)
+    printed = refusal(edit_config(pipeline__particles=99, pipeline__kept_views=0), capsys)
     assert "not enough cameras" in printed and "--pipeline.particles 4" in printed
 
 

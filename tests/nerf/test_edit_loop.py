@@ -375,7 +375,7 @@ def test_lpips_without_weights_is_refused(small: Make, tmp_path: Path, monkeypat
         ("csd-edit-dataset", {"pipeline__objective__residual": "dds"}, "--pipeline.source-prompt"),
         ("in2n-baseline", {"pipeline__sampling__steps": 0}, "--pipeline.sampling.steps"),
         ("in2n-baseline", {"pipeline__sampling__min_timestep": 0.99}, "range of timesteps"),
-        ("in2n-baseline", {"pipeline__lpips_weight": 0.5}, "at least 32, for LPIPS"),
+        ("in2n-baseline", {"pipeline__lpips_weight": 0.5}, "do without LPIPS"),
         ("in2n-baseline", {"pipeline__lpips_weight": -1.0}, "--pipeline.lpips-weight"),
         ("in2n-baseline", {"pipeline__datamanager__patch_size": 64}, "at most the render size"),
         ("in2n-baseline", {"pipeline__datamanager__train_num_rays_per_batch": 0}, "train-num-rays"),

@@ -11,9 +11,9 @@ import pytest
 from nerf_runs import make_config, make_edit_config, run, run_until_killed
 from rich.console import Console
 
-from csd_nerf.comparison.command import Compare
+from csd_nerf.comparison.compare_command import Compare
 from csd_nerf.demo.child import CommandFailed
-from csd_nerf.demo.running import report_failure
+from csd_nerf.demo.running_stages import report_failure
 
 PROMPT = "make it night [/b] [red] :bear:"
 SMALL: dict[str, Any] = {
