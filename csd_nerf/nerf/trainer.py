@@ -15,6 +15,7 @@ from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 
 # The config.yml of scenes that were trained before these had a file of their own names them here.
 from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig, check_device  # noqa: F401
+from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.priors.control import check_control
 
 
@@ -92,14 +93,7 @@ class EditTrainerConfig(PromptedTrainerConfig):
                     got=f"{flag} {now}",
                     hint=f"leave out {flag}, or edit the source scene with it",
                 )
-        source = saved.pipeline.source_checkpoint
-        if source is None or not source.exists():
-            raise InputError(
-                "the scene that this edit started from is gone",
-                expected=f"{source}, for the before pictures and the viewer's reset",
-                got="no such file",
-                hint="put the source run back where it was",
-            )
+        source_checkpoint(saved.pipeline)
 
     def _other_prompt_hint(self, saved: Any) -> str:
         source = saved.pipeline.source_checkpoint
