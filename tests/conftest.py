@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tinycudann_double
 import torch
+from tinycudann_double import Arena
 
 from csd_nerf.bundled import bundled_path
 from csd_nerf.priors import Prior, load_prior
@@ -88,6 +91,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data, and {folder} is not there (set CSD_NERF_SHARED)")
     return folder
+
+
+@pytest.fixture
+def tinycudann(monkeypatch: pytest.MonkeyPatch) -> Arena:
+    """Lets fields run in a stand-in for tiny-cuda-nn, on the CPU; gives the account of what that holds."""
+    from nerfstudio.field_components import encodings, mlp
+
+    from csd_nerf.nerf import model
+
+    for importer in (encodings, mlp):
+        monkeypatch.setattr(importer, "TCNN_EXISTS", True)
+        monkeypatch.setattr(importer, "tcnn", tinycudann_double)
+    monkeypatch.setattr(model, "tcnn_runs_on", lambda _: True)
+    gc.collect()
+    monkeypatch.setattr(tinycudann_double, "arena", Arena())
+    return tinycudann_double.arena
 
 
 @pytest.fixture

@@ -234,6 +234,7 @@ class EditPipeline(PromptedPipeline):
         self._hull = Hull() if config.region.source == "masks" else None
         self._where = self._box or self._hull
         super().__init__(config, device, **options)
+        self.model.freeze_poses()
         if self._keeps_source:
             inside = self._where.contains if self._where else None
             keep_source_field(self.model, inside=inside, geometry=config.freeze_geometry)
@@ -311,7 +312,6 @@ class EditPipeline(PromptedPipeline):
         # First, because it may be missing: not after minutes of loading.
         lpips = PatchLpips(self.device) if config.lpips_weight else None
         self.model.load_scene(source, origin)
-        self.model.camera_optimizer.requires_grad_(False)
         cameras = self.datamanager.train_dataset.cameras
         views = config.particles or len(cameras)
         if not config.fits_per_round:  # of a budget that pays for more views than there are

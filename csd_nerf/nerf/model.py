@@ -1,17 +1,21 @@
 """Nerfacto for scenes that will be edited: builds offline, and loads what stock nerfacto saved."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Literal, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 from unittest.mock import patch
 
 import torch
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from nerfstudio.utils.external import TCNN_EXISTS
-from torch import Tensor
+from torch import Tensor, nn
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.hash_grid import use_fast_hash_grids
+
+Implementation = Literal["tcnn", "torch"]
+"""What the fields run in: tiny-cuda-nn or torch. Neither loads the weights of the other."""
 
 
 @dataclass
@@ -32,14 +36,29 @@ class CsdNerfactoModel(NerfactoModel):
 
     def populate_modules(self) -> None:
         """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
-        if not (TCNN_EXISTS and torch.device(self.kwargs["device"]).type == "cuda"):
+        if not tcnn_runs_on(self.kwargs["device"]):
             self.config.implementation = "torch"
         if self.config.lpips:
             super().populate_modules()
         else:
             self._populate_without_lpips()
-        if self.config.camera_optimizer.mode == "off" and not self.config.predict_normals:
+        if self.config.predict_normals:
+            return
+        self.field.mlp_base.register_forward_pre_hook(_without_gradient_at(self.camera_optimizer))
+        if self.config.camera_optimizer.mode == "off":
             use_fast_hash_grids(self)
+
+    def freeze_poses(self) -> None:
+        """Train no pose correction, from now on, and no longer pay for gradients that only it needs."""
+        self.camera_optimizer.requires_grad_(False)
+        if not self.config.predict_normals:
+            use_fast_hash_grids(self)
+
+    def forward(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
+        """The parent's; what the field keeps for normals is let go of, and with it a part of the graph."""
+        outputs = super().forward(ray_bundle)
+        self.field._sample_locations = self.field._density_before_activation = None
+        return outputs
 
     def _populate_without_lpips(self) -> None:
         # The parent constructs LPIPS unconditionally, at the end of a long method: replacing that one
@@ -73,7 +92,46 @@ class CsdNerfactoModel(NerfactoModel):
         wanted = any(name.startswith("source_field.") for name in own)
         saved = _with_source_field(saved, wanted=wanted, origin=origin)
         _check_same_shapes(saved, own, origin)
-        self.load_state_dict(saved, strict=False)
+        super().load_state_dict(saved, strict=False)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """The parent's, for weights of this model alone.
+
+        nerfstudio opens scenes, as for ns-viewer and ns-render, in a way that leaves at random what it finds
+        no weights for, and says that all were loaded.
+
+        Raises:
+            InputError: as `load_scene`.
+        """
+        weights, own = (_without_metrics(state) for state in (state_dict, self.state_dict()))
+        _check_same_shapes(weights, own, "the checkpoint")
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def tcnn_runs_on(device: torch.device | str) -> bool:
+    """Whether tiny-cuda-nn is installed, and can be used there."""
+    return TCNN_EXISTS and torch.device(device).type == "cuda"
+
+
+def implementation_of(pipeline_state: Mapping[str, Any]) -> Implementation:
+    """What the fields of a scene run in, by the `pipeline` entry of its checkpoint."""
+    return "tcnn" if _is_tcnn(_scene_weights(pipeline_state)) else "torch"
+
+
+def _without_gradient_at(poses: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    """A hook before a network of positions that detaches these while no pose is trained.
+
+    Nerfacto asks for a gradient at every position, for normals. To be able to answer, tiny-cuda-nn keeps more
+    of each than of all the rest that a backward pass needs.
+    """
+
+    def detached(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        trained = torch.is_grad_enabled() and any(pose.requires_grad for pose in poses.parameters())
+        return inputs if trained else (inputs[0].detach(),)
+
+    return detached
 
 
 class _NoLpips:
@@ -93,7 +151,11 @@ def _scene_weights(pipeline_state: Mapping[str, Any]) -> dict[str, Tensor]:
         for name, value in prefixed.items()
         if name.startswith("_model.")
     }
-    return {name: value for name, value in model.items() if not name.startswith(("lpips.", "psnr."))}
+    return _without_metrics(model)
+
+
+def _without_metrics(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith(("lpips.", "psnr."))}
 
 
 def _with_source_field(weights: dict[str, Tensor], *, wanted: bool, origin: str) -> dict[str, Tensor]:
@@ -130,9 +192,10 @@ def _check_same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], o
             f"{origin} was trained with the other implementation of the fields",
             expected=f"weights of the {kinds[own_is_tcnn]} implementation, the one in use here",
             got=f"weights of the {kinds[saved_is_tcnn]} implementation",
-            hint="install tiny-cuda-nn and use a GPU"
+            hint="install tiny-cuda-nn and use a GPU, or train the scene again with "
+            "`--pipeline.model.implementation torch`"
             if saved_is_tcnn
-            else "edit with `--pipeline.model.implementation torch`, or train the scene again",
+            else "write `implementation: torch` into the config.yml of that run",
         )
     other_shape = [name for name in own if name in saved and own[name].shape != saved[name].shape]
     if any(name.startswith("camera_optimizer.") for name in other_shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,17 +47,19 @@ def render_views(
     """Render the cameras `indices` differentiably.
 
     Every chunk of rays runs under `torch.utils.checkpoint`: only the rays and colours of the views are
-    kept, and the backward pass renders one chunk at a time again.
+    kept, and the backward pass renders one chunk at a time again. So the gradient has to be asked for by
+    `backward`; `torch.autograd.grad` is refused by torch.
 
     With `gradient_share` below 1 only a random share of each view's pixels carries a gradient, enlarged
     by the inverse of the share. Every pixel is equally likely to be among them, so the expected gradient
-    is that of the whole view; the other pixels are rendered once, without a graph.
+    is that of the whole view; the other pixels are rendered once, without a graph, as many at a time as of
+    a picture.
 
     Args:
         model: in training mode, on the cameras' device, after `train_proposals_always`.
         cameras: of the whole training split, all of one size; their index selects the pose correction.
         indices: N of them.
-        rays_per_chunk: rays rendered at a time.
+        rays_per_chunk: rays with a gradient that are rendered at a time.
         gradient_share: in (0, 1].
     """
     views, interlevel, distortion = [], [], []
@@ -68,14 +71,14 @@ def render_views(
         carrying = max(1, round(gradient_share * len(rays)))
         pieces = []
         for chunk in _chunks(order[:carrying], rays_per_chunk):
-            pixels, between_levels, spread = checkpoint(_render_rays, model, rays, chunk, use_reentrant=False)
+            pixels, between_levels, spread = _checkpointed(_render_with_regularisers, model, rays, chunk)
             pieces.append(_enlarge_gradient(pixels.float(), len(rays) / carrying))
             interlevel.append(between_levels * (len(chunk) / carrying))
             distortion.append(spread * (len(chunk) / carrying))
         with torch.no_grad():
             pieces += [
-                _render_rays(model, rays, chunk)[0].float()
-                for chunk in _chunks(order[carrying:], rays_per_chunk)
+                _pixels(_outputs(model, rays, chunk)).float()
+                for chunk in _chunks(order[carrying:], model.config.eval_num_rays_per_chunk)
             ]
         pixels = torch.cat(pieces)[torch.argsort(order)]  # (H * W, 4), back in row-major order
         views.append(pixels.view(height, width, 4).permute(2, 0, 1))
@@ -180,18 +183,48 @@ def train_proposals_always(model: NerfactoModel) -> None:
     model.proposal_sampler.update_sched = lambda step: -1
 
 
-def _render_rays(model: NerfactoModel, rays: RayBundle, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Colours and opacity (R, 4), and the two regularisers, of some rays.
+def _checkpointed(
+    function: Callable[..., tuple[Tensor, ...]], model: NerfactoModel, rays: RayBundle, chunk: Tensor
+) -> tuple[Tensor, ...]:
+    """`function(model, rays, chunk)`, of which nothing is kept but what it returns.
+
+    By the reentrant kind of checkpoint, whose first pass runs without autograd. The other kind keeps the
+    graph of that pass and leaves out its saved tensors alone; what tiny-cuda-nn needs for a backward pass
+    belongs to the graph itself, and would pile up over all chunks of all views.
+    """
+
+    # An argument has to ask for a gradient, and the parameters are none. By its device, torch knows whose
+    # random numbers and precision the second pass must repeat.
+    anchor = torch.zeros((), device=chunk.device, requires_grad=True)
+    outputs: tuple[Tensor, ...] = checkpoint(
+        lambda _: function(model, rays, chunk), anchor, use_reentrant=True
+    )
+    return outputs
+
+
+def _render_with_regularisers(
+    model: NerfactoModel, rays: RayBundle, chunk: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colours and opacity (R, 4), and the two regularisers, of some rays."""
+    outputs = _outputs(model, rays, chunk)
+    levels = outputs["weights_list"], outputs["ray_samples_list"]
+    return _pixels(outputs), interlevel_loss(*levels), distortion_loss(*levels)
+
+
+def _outputs(model: NerfactoModel, rays: RayBundle, chunk: Tensor) -> dict[str, Any]:
+    """What the model says of some rays.
 
     The rays are selected here, not by the caller: the pose correction writes into the bundle it is
-    given, and under checkpointing this function runs twice. An edit is of the whole scene, wherever it is
-    shown: see `edited_everywhere`.
+    given, and under checkpointing this runs twice. An edit is of the whole scene, wherever it is shown: see
+    `edited_everywhere`.
     """
     with edited_everywhere(model):
-        outputs = model(rays[chunk])
-    levels = outputs["weights_list"], outputs["ray_samples_list"]
-    pixels = torch.cat([outputs["rgb"], outputs["accumulation"]], dim=-1)
-    return pixels, interlevel_loss(*levels), distortion_loss(*levels)
+        return model(rays[chunk])
+
+
+def _pixels(outputs: Mapping[str, Tensor]) -> Tensor:
+    """Colours and opacity (R, 4)."""
+    return torch.cat([outputs["rgb"], outputs["accumulation"]], dim=-1)
 
 
 def _chunks(indices: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotat
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from torch import Tensor
 
 from csd_nerf.errors import InputError, exit_on_input_error, memory_explained
 from csd_nerf.nerf.datamanager import check_dataset
@@ -65,11 +66,23 @@ class SceneTrainer(Trainer):
         with exit_on_input_error(), self._memory_explained():
             super().train()
 
+    def train_iteration(self, step: int) -> Any:
+        """The parent's step; what it returns is for the log, and holds nothing of the step.
+
+        nerfstudio keeps it during the next step: with a graph, as much memory as that step itself needs.
+        """
+        loss, losses, metrics = super().train_iteration(step)
+        return loss.detach(), _detached(losses), _detached(metrics)
+
     def _memory_explained(self) -> AbstractContextManager[None]:
         return memory_explained(
             expected="room for the scene and for a step of it",
             hint=f"turn down, in this order: {', '.join(self.memory_settings)}",
         )
+
+
+def _detached(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def check_device(device_type: str) -> None:

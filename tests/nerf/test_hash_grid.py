@@ -59,12 +59,18 @@ def test_keeps_leading_dimensions(grid: HashEncoding) -> None:
     torch.testing.assert_close(encode(grid, at), grid.pytorch_fwd(at))
 
 
-@pytest.mark.parametrize(("poses", "fast"), [("off", True), ("SO3xR3", False)])
-def test_optimised_poses_keep_the_encoding_that_has_a_gradient_for_them(poses: Any, fast: bool) -> None:
+@pytest.mark.parametrize(
+    ("poses", "frozen", "fast"), [("off", False, True), ("SO3xR3", False, False), ("SO3xR3", True, True)]
+)
+def test_optimised_poses_keep_the_encoding_that_has_a_gradient_for_them(
+    poses: Any, frozen: bool, fast: bool
+) -> None:
     config = copy.deepcopy(METHODS["csd-nerfacto-tiny"].pipeline.model)
     config.camera_optimizer = CameraOptimizerConfig(mode=poses)
     box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
     model = config.setup(scene_box=box, num_train_data=1, metadata={}, device="cpu", grad_scaler=None)
+    if frozen:  # as in an edit
+        model.freeze_poses()
     grids = [module for module in model.modules() if isinstance(module, HashEncoding)]
     assert len(grids) == 2
     for module in grids:

@@ -1,0 +1,200 @@
+"""What depends on tiny-cuda-nn, with a stand-in for it: memory, and running out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nerf_runs import make_config, make_edit_config, run
+from tinycudann_double import Arena
+
+from csd_nerf.nerf import rendering
+from csd_nerf.nerf.methods import METHODS
+from csd_nerf.nerf.rendering import render_views, train_proposals_always
+
+Make = Any
+SMALL: dict[str, Any] = {
+    "pipeline__model__implementation": "tcnn",
+    "pipeline__model__num_levels": 3,
+    "pipeline__model__log2_hashmap_size": 8,
+    "pipeline__model__hidden_dim": 16,
+    "pipeline__model__hidden_dim_color": 16,
+    "pipeline__datamanager__train_num_rays_per_batch": 128,
+}
+
+
+@pytest.fixture
+def scene(tinycudann: Arena, dataset: Path, tmp_path: Path) -> Path:
+    """The run folder of a scene of tiny-cuda-nn, trained for two steps."""
+    config = make_config(
+        "csd-nerfacto-tiny", tmp_path, dataset, max_num_iterations=2, timestamp="scene", **SMALL
+    )
+    return run(config).base_dir
+
+
+@pytest.fixture
+def edit_config(scene: Path, tmp_path: Path) -> Make:
+    """Makes configurations of a small edit of that scene."""
+
+    def make(method: str = "csd-edit-tiny", **changes: Any) -> Any:
+        return make_edit_config(
+            method, tmp_path, scene, **{**SMALL, "pipeline__steps_per_picture": 0, **changes}
+        )
+
+    return make
+
+
+def cameras_of(pipeline: Any) -> Any:
+    return pipeline.datamanager.train_dataset.cameras
+
+
+@pytest.fixture
+def pipeline(edit_config: Make) -> Any:
+    """Of an edit on the route gradient, without jitter in its samples."""
+    pipeline = run(edit_config(max_num_iterations=1, pipeline__turntable_frames=0)).pipeline.train()
+    pipeline.model.proposal_sampler.eval()
+    train_proposals_always(pipeline.model)
+    return pipeline
+
+
+def test_the_stand_in_is_what_the_fields_run_in(pipeline: Any) -> None:
+    names = [name for name, _ in pipeline.model.field.named_parameters()]
+    assert "mlp_base.model.params" in names and "mlp_head.tcnn_encoding.params" in names
+    encoding = pipeline.model.field.direction_encoding.tcnn_encoding
+    assert encoding(torch.rand(3, 3)).dtype is torch.float16
+
+
+def test_what_is_held_between_the_passes_does_not_grow(pipeline: Any, tinycudann: Arena) -> None:
+    def held(views: int, rays_per_chunk: int) -> tuple[int, int]:
+        """After rendering, and the most of the backward pass."""
+        tinycudann.most = 0
+        rendered = render_views(
+            pipeline.model, cameras_of(pipeline), list(range(views)), rays_per_chunk=rays_per_chunk
+        )
+        after = tinycudann.alive
+        (rendered.images.sum() + rendered.interlevel + rendered.distortion).backward()
+        return after, tinycudann.most
+
+    assert held(views=1, rays_per_chunk=1024) == (0, 5)  # grid and network of proposal and field, directions
+    assert held(views=3, rays_per_chunk=128) == (0, 5)
+    assert tinycudann.alive == 0
+
+
+class Holder(torch.autograd.Function):
+    """The identity of a parameter, with an object on `ctx`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        ctx.held = Held()
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
+class Held:
+    """Something that only autograd's graph keeps."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Held.alive += 1
+
+    def __del__(self) -> None:
+        Held.alive -= 1
+
+
+def test_objects_of_the_graph_itself_are_let_go_of_between_the_passes() -> None:
+    weight = torch.ones(3, requires_grad=True)
+
+    def draw(model: Any, rays: Any, chunk: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (Holder.apply(model)[chunk],)
+
+    chunks = torch.tensor([0, 1, 2, 2]).split(1)
+    pieces = [rendering._checkpointed(draw, weight, None, chunk)[0] for chunk in chunks]  # type: ignore[arg-type]
+    assert Held.alive == 0
+    torch.cat(pieces).sum().backward()
+    assert Held.alive == 0
+    assert weight.grad is not None and weight.grad.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_gradients_are_those_of_rendering_without_checkpoints(
+    pipeline: Any, half: bool, monkeypatch: Any
+) -> None:
+    """To the bit, in full precision and under autocast."""
+
+    def gradients() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        pipeline.model.zero_grad()
+        weights = torch.randn(2, 3, 32, 32)
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            views = render_views(
+                pipeline.model, cameras_of(pipeline), [1, 4], rays_per_chunk=300, gradient_share=0.5
+            )
+            loss = (views.images * weights).sum() + views.interlevel + views.distortion
+        loss.backward()
+        named = pipeline.model.named_parameters()
+        return {name: value.grad.clone() for name, value in named if value.grad is not None}
+
+    checkpointed = gradients()
+    monkeypatch.setattr(rendering, "_checkpointed", lambda function, *arguments: function(*arguments))
+    plain = gradients()
+    assert checkpointed.keys() == plain.keys() and any(value.any() for value in plain.values())
+    for name, value in plain.items():
+        assert torch.equal(checkpointed[name], value), name
+
+
+@pytest.mark.parametrize("route", ["loop", "gradient"])
+def test_a_step_holds_nothing_of_the_one_before(route: str, edit_config: Make, tinycudann: Arena) -> None:
+    """nerfstudio keeps the losses of a step during the next."""
+    trainer = run(edit_config(max_num_iterations=1, pipeline__route=route, pipeline__turntable_frames=0))
+    trainer.pipeline.train()
+    kept = []
+    for step in (1, 2, 3):
+        tinycudann.most = 0
+        kept.append(trainer.train_iteration(step))
+        assert tinycudann.alive == 0
+        assert tinycudann.most == 5
+
+
+def test_derivatives_by_position_are_kept_where_poses_are_trained_alone(
+    edit_config: Make, dataset: Path, tmp_path: Path, tinycudann: Arena
+) -> None:
+    scene = {
+        **SMALL,
+        "pipeline__model__camera_optimizer__mode": "SO3xR3",
+        "optimizers": METHODS["csd-nerfacto"].optimizers,
+    }
+    before = tinycudann.dy_dx
+    trained = run(
+        make_config("csd-nerfacto-tiny", tmp_path, dataset, max_num_iterations=1, timestamp="poses", **scene)
+    )
+    assert tinycudann.dy_dx > before
+    pose = trained.pipeline.model.camera_optimizer.pose_adjustment
+    assert pose.grad is not None and pose.grad.any()
+    before = tinycudann.dy_dx
+    run(edit_config(max_num_iterations=1, load_dir=trained.base_dir))
+    run(edit_config(max_num_iterations=1, load_dir=trained.base_dir, pipeline__route="gradient"))
+    assert tinycudann.dy_dx == before
+
+
+def test_pixels_without_gradient_cost_no_regularisers_and_go_together(
+    pipeline: Any, monkeypatch: Any
+) -> None:
+    sizes: list[int] = []
+    distortion = rendering.distortion_loss
+
+    def counted(weights: Any, samples: Any) -> torch.Tensor:
+        sizes.append(len(weights[0]))
+        return distortion(weights, samples)
+
+    monkeypatch.setattr(rendering, "distortion_loss", counted)
+    drawn: list[int] = []
+    pipeline.model.register_forward_pre_hook(lambda _, rays: drawn.append(len(rays[0])))
+    render_views(pipeline.model, cameras_of(pipeline), [0], rays_per_chunk=64, gradient_share=0.25)
+    assert sizes == [64] * 4
+    assert drawn == [64] * 4 + [768]
