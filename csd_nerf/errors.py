@@ -103,10 +103,14 @@ def exit_on_input_error() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch, its CPU allocator or tiny-cuda-nn ran out of memory: each says so in its own way."""
+    """Whether torch, its CPU allocator, a CUDA library or tiny-cuda-nn ran out of memory.
+
+    Each says so in its own way, some by the name of a status, such as CUDA_ERROR_OUT_OF_MEMORY.
+    """
     import torch
 
-    said = any(words in str(error).lower() for words in ("out of memory", "can't allocate memory"))
+    text = str(error).lower().replace("_", " ")
+    said = any(words in text for words in ("out of memory", "can't allocate memory", "alloc failed"))
     return said or isinstance(error, torch.OutOfMemoryError)
 
 

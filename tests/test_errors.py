@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tinycudann_double
 
-from csd_nerf.errors import InputError, check, check_at_least, option
+from csd_nerf.errors import InputError, check, check_at_least, is_out_of_memory, option
 
 
 def test_of_an_option_it_is_said_that_it_cannot_be_used() -> None:
@@ -31,3 +32,19 @@ def test_a_number_below_the_least_is_refused_and_none_is_not(value: float) -> No
     check_at_least("size", 1, 1)
     with pytest.raises(InputError, match=r"--size is too small\n +expected: at least 1"):
         check_at_least("size", value, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 GiB",
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory",
+        tinycudann_double.OUT_OF_MEMORY,
+        "gpu_memory.h:582 cuMemCreate(...) failed with error CUDA_ERROR_OUT_OF_MEMORY",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_ran_out_is_known_by_all_its_names(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))

@@ -127,16 +127,22 @@ class EditPipelineConfig(PromptedPipelineConfig):
     """Of the route gradient: share of each view's pixels, drawn at random, that sends its gradient back
     (unbiased). 1 is all."""
     rays_per_chunk: int = 16384
-    """Of the route gradient: rays rendered at a time; bounds the renderer's memory whatever the number of
-    views."""
+    """Of the route gradient: rays with a gradient that are rendered at a time; bounds the renderer's memory
+    whatever the number of views."""
     source_checkpoint: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
     """Checkpoint of the scene before the edit; recorded from --load-dir."""
 
     @property
     def memory_options(self) -> tuple[str, ...]:
         """Options that bound memory, in the order in which to turn them down."""
-        by_route = "rays-per-chunk" if self.route == "gradient" else "datamanager.train-num-rays-per-batch"
-        return ("unet-batch-size", by_route, "vae-batch-size", "particles", "render-size", "picture-size")
+        by_route = {
+            "loop": ("datamanager.train-num-rays-per-batch",),
+            "gradient": ("rays-per-chunk", "gradient-share"),
+        }[self.route]
+        return (
+            "unet-batch-size", *by_route, "model.eval-num-rays-per-chunk", "vae-batch-size", "particles",
+            "render-size", "picture-size",
+        )  # fmt: skip
 
     def round_of(self, step: int) -> int:
         """The round, 0-based, that a step (0-based) of the loop belongs to."""

@@ -52,13 +52,14 @@ class GeneratePipelineConfig(PromptedPipelineConfig):
     gradient_share: float = 1.0
     """Share of each view's pixels, drawn at random, that sends its gradient back (unbiased). 1 is all."""
     rays_per_chunk: int = 16384
-    """Rays rendered at a time; bounds the renderer's memory whatever the number of views."""
+    """Rays with a gradient that are rendered at a time; bounds the renderer's memory whatever the number of
+    views."""
 
     @property
     def memory_options(self) -> tuple[str, ...]:
         return (
-            "unet-batch-size", "rays-per-chunk", "vae-batch-size", "particles", "fine-render-size",
-            "picture-size",
+            "unet-batch-size", "rays-per-chunk", "model.eval-num-rays-per-chunk", "vae-batch-size",
+            "particles", "fine-render-size", "gradient-share", "picture-size",
         )  # fmt: skip
 
     def check(self) -> None:
