@@ -98,12 +98,13 @@ def tinycudann(monkeypatch: pytest.MonkeyPatch) -> Arena:
     """Lets fields run in a stand-in for tiny-cuda-nn, on the CPU; gives the account of what that holds."""
     from nerfstudio.field_components import encodings, mlp
 
-    from csd_nerf.nerf import model
+    from csd_nerf.nerf import model, scene_trainer
 
     for importer in (encodings, mlp):
         monkeypatch.setattr(importer, "TCNN_EXISTS", True)
         monkeypatch.setattr(importer, "tcnn", tinycudann_double)
-    monkeypatch.setattr(model, "tcnn_runs_on", lambda _: True)
+    for asking in (model, scene_trainer):
+        monkeypatch.setattr(asking, "tcnn_runs_on", lambda _: True)
     gc.collect()
     monkeypatch.setattr(tinycudann_double, "arena", Arena())
     return tinycudann_double.arena

@@ -13,6 +13,7 @@ import csd_nerf.nerf.methods  # noqa: F401 - lets torch load what checkpoints ho
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.edit_pipeline import EditPipeline
+from csd_nerf.nerf.model import implementation_of
 from csd_nerf.nerf.runs import find_run, read_checkpoint
 from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.trainer import EditTrainerConfig
@@ -64,6 +65,8 @@ def open_edited_run(path: Path) -> EditedRun:
     check_dataset(config.data or manager.data or manager.dataparser.data, manager.dataparser)
     source_checkpoint(config.pipeline)
     loaded = read_checkpoint(run.checkpoint)
+    # The file of a run by an earlier version says tcnn whatever its fields ran in.
+    config.pipeline.model.implementation = implementation_of(loaded["pipeline"])
     pipeline = config.pipeline.setup(
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), test_mode="test"
     )

@@ -56,6 +56,7 @@ class GenerateTrainerConfig(PromptedTrainerConfig):
         self._check_prompt("what to generate, in words", "a corgi")
         self._check_options()
         self._check_prior()
+        self._settle_implementation()
         if self.experiment_name is None:  # nerfstudio would take it from the data
             self.experiment_name = _folder_name(self.pipeline.prompt)
 

@@ -6,11 +6,20 @@ from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotat
 
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 from torch import Tensor
 
 from csd_nerf.errors import InputError, exit_on_input_error, memory_explained
 from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.model import implementation_of, tcnn_runs_on
 from csd_nerf.nerf.runs import find_run, read_checkpoint
+
+WITHOUT_TCNN = (
+    "tiny-cuda-nn is not installed, or does not load: the fields run in torch, several times as slow and in "
+    "more memory. What is trained so stays so: install it before a scene is trained."
+)
+"""Said once of a run on a GPU."""
 
 
 @dataclass
@@ -29,7 +38,7 @@ class SceneTrainerConfig(TrainerConfig):
         """Refuse what cannot work; find the run that `--load-dir` names, to go on with.
 
         Raises:
-            InputError: see `check_device`, `check_dataset` and `find_run`.
+            InputError: see `check_device`, `check_dataset`, `find_run` and `read_checkpoint`.
         """
         check_device(self.machine.device_type)
         if self.load_dir is not None:
@@ -37,6 +46,21 @@ class SceneTrainerConfig(TrainerConfig):
             self.load_dir = None
         datamanager: Any = self.pipeline.datamanager
         check_dataset(self.data or datamanager.data or datamanager.dataparser.data, datamanager.dataparser)
+        self._settle_implementation()
+
+    def _settle_implementation(self) -> None:
+        """Let the configuration say what the fields will run in, before it is saved beside their weights.
+
+        Weights that are there decide; else tiny-cuda-nn is taken where it runs.
+        """
+        model: Any = self.pipeline.model
+        device = self.machine.device_type
+        if self.load_checkpoint is not None:
+            model.implementation = implementation_of(read_checkpoint(self.load_checkpoint)["pipeline"])
+        elif not tcnn_runs_on(device):
+            model.implementation = "torch"
+        if device == "cuda" and not tcnn_runs_on(device):
+            CONSOLE.print(Text(WITHOUT_TCNN, "bold yellow"), soft_wrap=True)
 
 
 class SceneTrainer(Trainer):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from nerf_runs import make_config, make_edit_config, run
+from nerfstudio.utils.eval_utils import eval_setup
 from tinycudann_double import Arena
 
-from csd_nerf.nerf import rendering
+from csd_nerf.errors import InputError
+from csd_nerf.nerf import model, rendering
+from csd_nerf.nerf.edited_run import open_edited_run
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.rendering import render_views, train_proposals_always
+from csd_nerf.nerf.runs import find_run, read_checkpoint
+from csd_nerf.nerf.scene_trainer import SceneTrainer
+from csd_nerf.nerf.source_scene import source_scene
 
 Make = Any
 SMALL: dict[str, Any] = {
@@ -198,3 +206,107 @@ def test_pixels_without_gradient_cost_no_regularisers_and_go_together(
     render_views(pipeline.model, cameras_of(pipeline), [0], rays_per_chunk=64, gradient_share=0.25)
     assert sizes == [64] * 4
     assert drawn == [64] * 4 + [768]
+
+
+@pytest.mark.parametrize(
+    ("route", "turn_down"),
+    [
+        ("loop", "--pipeline.datamanager.train-num-rays-per-batch"),
+        ("gradient", "--pipeline.rays-per-chunk, --pipeline.gradient-share"),
+    ],
+)
+def test_running_out_of_its_memory_saves_the_edit_and_says_what_to_turn_down(
+    route: str, turn_down: str, edit_config: Make, tinycudann: Arena, capsys: Any, monkeypatch: Any
+) -> None:
+    iteration = SceneTrainer.train_iteration
+
+    def full_from_step_two(trainer: Any, step: int) -> Any:
+        tinycudann.room = tinycudann.alive + 2 if step == 2 else None
+        return iteration(trainer, step)
+
+    monkeypatch.setattr(SceneTrainer, "train_iteration", full_from_step_two)
+    config = edit_config(pipeline__route=route)
+    with pytest.raises(SystemExit) as stop:
+        run(config)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert "memory ran out" in printed.err and "CUDA_ERROR_OUT_OF_MEMORY" in printed.err
+    assert turn_down in printed.err
+    assert "--load-dir" in printed.out
+    assert find_run(config.get_base_dir()).checkpoint.name == "step-000000001.ckpt"
+
+
+# ---------------------------------------------------------------- two implementations, one scene
+
+
+def says_it_is_of_tinycudann(run_folder: Path, copy: Path) -> Path:
+    """A copy of a run in torch, with a config.yml that says otherwise, as an earlier version wrote it."""
+    shutil.copytree(run_folder, copy)
+    config = copy / "config.yml"
+    saved = yaml.load(config.read_text(), Loader=yaml.Loader)
+    saved.pipeline.model.implementation = "tcnn"
+    config.write_text(yaml.dump(saved))
+    return copy
+
+
+def test_a_scene_of_tinycudann_is_not_opened_in_torch(scene: Path, monkeypatch: Any) -> None:
+    """By ns-viewer, ns-render and ns-export, which go on with what they find no weights for."""
+    monkeypatch.setattr(model, "tcnn_runs_on", lambda _: False)
+    with pytest.raises(InputError, match="other implementation") as refused:
+        eval_setup(scene / "config.yml")
+    assert "install tiny-cuda-nn" in refused.value.hint
+
+
+def test_a_scene_in_torch_is_opened_in_torch_where_there_is_tinycudann(
+    scene_run: Path, tinycudann: Arena, tmp_path: Path, monkeypatch: Any
+) -> None:
+    _, pipeline, _, _ = eval_setup(scene_run / "config.yml")
+    assert pipeline.model.config.implementation == "torch"
+    copy = says_it_is_of_tinycudann(scene_run, tmp_path / "copy")
+    config = yaml.load((copy / "config.yml").read_text(), Loader=yaml.Loader)
+    pipeline = config.pipeline.setup(device="cpu", test_mode="test")
+    with pytest.raises(InputError, match="other implementation") as refused:
+        pipeline.load_pipeline(read_checkpoint(find_run(copy).checkpoint)["pipeline"], 59)
+    assert "implementation: torch" in refused.value.hint
+
+
+def test_an_edit_follows_the_weights_of_its_scene(
+    scene_run: Path, dataset: Path, tinycudann: Arena, tmp_path: Path
+) -> None:
+    """Also one that is evaluated, and whatever the files of earlier versions say."""
+    scene = says_it_is_of_tinycudann(scene_run, tmp_path / "scene")
+    settings = {"load_dir": scene, "max_num_iterations": 1, "data": dataset}
+    edit = run(make_edit_config("csd-edit-tiny", tmp_path / "edits", scene_run, **settings)).base_dir
+    config: Any = find_run(edit).config
+    assert config.pipeline.model.implementation == "torch"
+    opened = open_edited_run(says_it_is_of_tinycudann(edit, tmp_path / "edit"))
+    assert opened.pipeline.model.config.implementation == "torch"
+
+
+def test_a_scene_of_tinycudann_is_edited_and_evaluated_in_it(edit_config: Make) -> None:
+    edit = run(edit_config(max_num_iterations=1)).base_dir
+    config: Any = find_run(edit).config
+    assert config.pipeline.model.implementation == "tcnn"
+    opened = open_edited_run(edit)
+    assert opened.pipeline.model.config.implementation == "tcnn"
+    with source_scene(opened.pipeline):
+        assert opened.pipeline.eval_pictures().isfinite().all()
+
+
+def test_config_yml_says_what_the_fields_ran_in(dataset: Path, tmp_path: Path) -> None:
+    asked = {"pipeline__model__implementation": "tcnn", "max_num_iterations": 1, "timestamp": "scene"}
+    scene = run(make_config("csd-nerfacto-tiny", tmp_path, dataset, **asked)).base_dir
+    config: Any = find_run(scene).config
+    assert config.pipeline.model.implementation == "torch"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_its_absence_is_said_once_on_a_gpu(
+    there: bool, dataset: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(model, "TCNN_EXISTS", there)
+    config = make_config("csd-nerfacto", tmp_path, dataset)
+    config.check()
+    assert capsys.readouterr().out.count("tiny-cuda-nn is not installed") == (not there)
+    assert config.pipeline.model.implementation == ("tcnn" if there else "torch")
