@@ -10,10 +10,10 @@ parts of; fit, backward and optimizer are those of one fit, and `step` is a fit 
 the published gradient's route, every part is of one step.
 
 `--full-size` takes nerfacto's full field and a U-Net and autoencoder of InstructPix2Pix's sizes with
-random weights: speed and memory do not depend on what the weights say. Peak memory is the most that
-tensors take in a round or a step: on a CPU beyond what was there before it (the process itself grows by what
-the allocator does not give back), on a GPU all. Every setting runs in a process of its own. The scene is the
-procedural one, untrained.
+random weights: speed and memory do not depend on what the weights say. Peak memory is, on a CPU, the most
+that tensors take in a round or a step beyond what was there before it (the process itself grows by what the
+allocator does not give back); on a GPU, all that is in use of it. Every setting runs in a process of its own.
+The scene is the procedural one, untrained.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from memory import peak_bytes  # noqa: E402
+
+from csd_nerf.nerf.cost import memory_in_use  # noqa: E402
 
 PARTS = {
     "loop": (
@@ -129,7 +131,6 @@ def run_row(setting: Setting) -> dict[str, Any]:
         seconds: dict[str, list[float]] = defaultdict(list)
         for number in range(setting.steps + warm_up):
             if number == warm_up:
-                _reset_peak(setting.device)
                 seconds.clear()
             for part, duration in timed_step(setting, pipeline, optimizer, number * every).items():
                 seconds[part].append(duration)
@@ -138,7 +139,7 @@ def run_row(setting: Setting) -> dict[str, Any]:
             step = (setting.steps + warm_up) * every  # a round begins with it
             sum(pipeline.get_train_loss_dict(step)[1].values()).backward()
 
-        peak = peak_bytes(step_once) if setting.device == "cpu" else torch.cuda.max_memory_allocated()
+        peak = peak_bytes(step_once) if setting.device == "cpu" else memory_in_use(setting.device)
     median = {part: 1000 * sorted(values)[len(values) // 2] for part, values in seconds.items()}
     if setting.route == "loop":
         fit = median["fit"] + median["backward"] + median["optimizer"]
@@ -264,11 +265,6 @@ def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ class Cost:
         unet_evaluations: rows that the U-Net has evaluated.
         seconds: wall time of the steps, pictures and checkpoints on the way and pauses included; without
             start-up, final pictures and turntable.
-        peak_memory_mib: most memory in use at a time, in MiB: of torch's tensors on a GPU, of the whole
-            process on a CPU. None where the system does not tell.
+        peak_memory_mib: most memory in use at a time, in MiB: of the whole GPU, by all that runs on it, or of
+            the whole process on a CPU. None where the system does not tell.
         device: the GPU's name, or `cpu`.
     """
 
@@ -53,11 +53,17 @@ class CostMeter:
         self._earlier = earlier
         self._device = torch.device(device)
         self._began = time.monotonic()
+        self._most_on_gpu = 0
 
     @property
     def seconds(self) -> float:
         """Wall time of the edit up to now."""
         return self._earlier.seconds + time.monotonic() - self._began
+
+    def look(self) -> None:
+        """See how much memory is in use on a GPU, after each step."""
+        if self._device.type == "cuda":
+            self._most_on_gpu = max(self._most_on_gpu, memory_in_use(self._device))
 
     def total(self, *, steps: int, unet_evaluations: int) -> Cost:
         """The cost up to now.
@@ -66,8 +72,9 @@ class CostMeter:
             steps: of the whole edit.
             unet_evaluations: of the whole edit.
         """
-        peaks = [self._earlier.peak_memory_mib, _peak_memory_mib(self._device)]
         on_gpu = self._device.type == "cuda"
+        self.look()
+        peaks = [self._earlier.peak_memory_mib, self._most_on_gpu / 2**20 if on_gpu else _peak_of_process()]
         return Cost(
             steps=steps,
             unet_evaluations=unet_evaluations,
@@ -92,9 +99,17 @@ def read_cost(folder: Path) -> Cost | None:
     return Cost(**json.loads(file.read_text(encoding="utf8"))) if file.exists() else None
 
 
-def _peak_memory_mib(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+def memory_in_use(gpu: torch.device | str) -> int:
+    """Bytes of a GPU's memory that are taken, by whatever runs on it.
+
+    Not what torch has allocated: tiny-cuda-nn has an arena of its own. As that and torch keep for later what
+    they have once taken, the memory in use after a step is also the most within it.
+    """
+    free, total = torch.cuda.mem_get_info(gpu)
+    return total - free
+
+
+def _peak_of_process() -> float | None:
     if sys.platform == "win32":
         return None
     import resource

@@ -248,6 +248,8 @@ class PromptedTrainer(SceneTrainer):
                 CONSOLE.print(Text(saved.strip()), soft_wrap=True)
             raise
         self._skipped_in_a_row = 0
+        if self._meter is not None:
+            self._meter.look()
         if self._time_is_up():
             self.stop_training = True
         return result

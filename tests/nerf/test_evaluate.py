@@ -15,7 +15,7 @@ from nerf_runs import make_edit_config, run
 
 from csd_nerf.cli import main
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.cost import read_cost, write_cost
+from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
 from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.edited_run import open_edited_run
 
@@ -173,3 +173,25 @@ def test_what_cannot_be_evaluated(edit_run: Path, scene_run: Path, tmp_path: Pat
 )
 def test_options_that_cannot_be_used(options: tuple[str, ...], part: str, capsys: Any) -> None:
     assert part in refusal(Path("run"), capsys, *options)
+
+
+def test_memory_of_a_gpu_is_all_that_is_in_use_after_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tiny-cuda-nn holds is not among torch's tensors."""
+    gigabyte = 2**30
+    free = 20 * gigabyte
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 24 * gigabyte))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: gigabyte)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    meter = CostMeter(NOTHING, "cuda")
+    free = 3 * gigabyte
+    meter.look()
+    free = 9 * gigabyte
+    assert meter.total(steps=1, unet_evaluations=5).peak_memory_mib == 21 * 1024
+
+
+def test_memory_is_looked_at_after_every_step(edit_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    look = CostMeter.look
+    monkeypatch.setattr(CostMeter, "look", lambda meter: looked.append(look(meter)))
+    run(edit_config(max_num_iterations=3))
+    assert len(looked) == 3 + 1  # and when the cost is written
