@@ -7,7 +7,10 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +111,25 @@ def tinycudann(monkeypatch: pytest.MonkeyPatch) -> Arena:
     gc.collect()
     monkeypatch.setattr(tinycudann_double, "arena", Arena())
     return tinycudann_double.arena
+
+
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets a CPU train as a GPU does with `mixed_precision`: in float16 under autocast, with a loss scale."""
+    from nerfstudio.engine import trainer
+
+    begin = trainer.Trainer.__init__
+
+    def begin_mixed(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, config, *arguments, **options)
+        self.mixed_precision = config.mixed_precision
+
+    monkeypatch.setattr(trainer.Trainer, "__init__", begin_mixed)
+    monkeypatch.setattr(trainer, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
+    usual = torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)
+    yield
+    torch.set_autocast_dtype("cpu", usual)
 
 
 @pytest.fixture

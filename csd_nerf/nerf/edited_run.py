@@ -9,7 +9,6 @@ from typing import Any
 import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imported before it
 import torch
 
-import csd_nerf.nerf.methods  # noqa: F401 - lets torch load what checkpoints hold beside tensors
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.edit_pipeline import EditPipeline

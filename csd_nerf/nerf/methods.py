@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -18,7 +16,6 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
-from numpy.core.multiarray import scalar  # type: ignore[attr-defined]
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
@@ -30,10 +27,6 @@ from csd_nerf.nerf.registry import METHODS
 from csd_nerf.nerf.scene_trainer import SceneTrainerConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig
 from csd_nerf.settings_files import CONFIGS, RECIPES, method_file, method_names, read_method, set_options
-
-# nerfstudio checkpoints hold numpy scalars (its schedulers' learning rates); torch 2.6 and later load
-# only listed types. These three are data, not code.
-torch.serialization.add_safe_globals([scalar, np.dtype, type(np.dtype(np.float64))])
 
 
 def _scene(datamanager: Any) -> TrainerConfig:

@@ -63,8 +63,17 @@ class PromptedTrainerConfig(SceneTrainerConfig):
 
     def _check_options(self) -> None:
         """Refuse numbers that a step cannot work with."""
-        devices, evaluation, limit = self.machine.num_devices, self.steps_per_eval_batch, self.max_minutes
+        devices, machines = self.machine.num_devices, self.machine.num_machines
+        evaluation, limit = self.steps_per_eval_batch, self.max_minutes
         check(devices == 1, option("machine.num_devices"), expected="1", got=devices)
+        check(machines == 1, option("machine.num_machines"), expected="1", got=machines)
+        check(
+            self.machine.device_type != "mps",
+            option("machine.device_type"),
+            expected="cuda or cpu: views are weighed against each other in double precision",
+            got="mps, which has none",
+            hint="pass --machine.device-type cpu",
+        )
         check(not evaluation, option("steps_per_eval_batch"), expected="0", got=evaluation)
         check(limit is None or limit > 0, option("max_minutes"), expected="a number above 0", got=limit)
         self.pipeline.check()
@@ -105,7 +114,8 @@ class PromptedTrainerConfig(SceneTrainerConfig):
                 got=f"a run of {saved.method_name}",
                 hint=f"continue it with `ns-train {saved.method_name}`",
             )
-        self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline)
+        said = options_given(sys.argv[1:])
+        self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline, said, "pipeline.")
         if saved.pipeline.prompt != self.pipeline.prompt:
             raise InputError(
                 f"{folder} was begun with another prompt",
@@ -113,9 +123,8 @@ class PromptedTrainerConfig(SceneTrainerConfig):
                 got=repr(self.pipeline.prompt),
                 hint=self._other_prompt_hint(saved),
             )
-        given = options_given(sys.argv[1:])
         for name in _CONTINUED:
-            if name not in given and getattr(self, name) == getattr(default, name):
+            if name not in said and getattr(self, name) == getattr(default, name):
                 setattr(self, name, getattr(saved, name))
         if self.max_minutes is not None and read_cost(folder) is None:
             raise InputError(
@@ -125,7 +134,7 @@ class PromptedTrainerConfig(SceneTrainerConfig):
                 hint="leave out --max-minutes, or begin anew",
             )
         self.recipe = self.recipe or saved.recipe
-        self.machine = adopt(self.machine, default.machine, saved.machine)
+        self.machine = adopt(self.machine, default.machine, saved.machine, said, "machine.")
         steps = self.max_num_iterations
         CONSOLE.print(Text(f"Going on with {folder}, up to {steps} steps in all."), soft_wrap=True)
 

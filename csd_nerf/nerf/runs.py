@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from nerfstudio.engine.trainer import TrainerConfig
+from numpy.core.multiarray import scalar  # type: ignore[attr-defined]
 
 from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.errors import InputError
 
 Config = TypeVar("Config")
+
+
+def _scalar_of_numpy_2(*parts: Any) -> Any:
+    return scalar(*parts)
+
+
+# By what name numpy 2 writes it into files.
+_scalar_of_numpy_2.__module__ = "numpy._core.multiarray"
+_scalar_of_numpy_2.__name__ = _scalar_of_numpy_2.__qualname__ = "scalar"
+
+# nerfstudio checkpoints hold numpy scalars (its schedulers' learning rates); torch 2.6 and later load
+# only listed types. These are data, not code.
+torch.serialization.add_safe_globals([scalar, _scalar_of_numpy_2, np.dtype, type(np.dtype(np.float64))])
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} cannot be read",
             expected="a whole checkpoint of nerfstudio, tensors and numbers only",
-            got=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            got=_first_line(error),
             hint="pass another checkpoint of the run, or train it again",
         ) from error
     if not isinstance(loaded, dict) or not {"pipeline", "step"} <= loaded.keys():
@@ -90,6 +107,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             hint="pass the run folder that `ns-train csd-nerfacto` wrote",
         )
     return loaded
+
+
+def _first_line(error: Exception) -> str:
+    """What it says, without the colours that torch gives it."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _read_config(folder: Path) -> TrainerConfig | None:
@@ -129,16 +152,20 @@ def _add_new_settings(config: Any) -> None:
             _add_new_settings(value)
 
 
-def adopt(given: Config, default: Config, saved: object) -> Config:
-    """`given`, with every field that still has its default taken from `saved`, where that has the field.
+def adopt(
+    given: Config, default: Config, saved: object, said: Collection[str] = frozenset(), path: str = ""
+) -> Config:
+    """`given`, with every field that the user left alone taken from `saved`, where that has the field.
 
-    What the user set wins; what they left alone follows the run they build on. Nested configurations
-    are joined field by field.
+    What the user set wins, also to its default; what they left alone follows the run they build on. Nested
+    configurations are joined field by field.
 
     Args:
         given: dataclass instance as parsed from the command line.
         default: the same method's configuration before parsing.
         saved: configuration of the run; may be of another class.
+        said: options in the command line, see `csd_nerf.settings_files.options_given`.
+        path: what the fields' names begin with there, such as `pipeline.`.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(given):  # type: ignore[arg-type]
@@ -146,7 +173,7 @@ def adopt(given: Config, default: Config, saved: object) -> Config:
             continue
         mine, usual, theirs = (getattr(config, field.name) for config in (given, default, saved))
         if dataclasses.is_dataclass(mine) and isinstance(mine, type(theirs)) and type(mine) is type(usual):
-            changes[field.name] = adopt(mine, usual, theirs)
-        elif mine == usual:
+            changes[field.name] = adopt(mine, usual, theirs, said, f"{path}{field.name}.")
+        elif mine == usual and f"{path}{field.name}" not in said:
             changes[field.name] = theirs
     return dataclasses.replace(given, **changes)  # type: ignore[type-var]

@@ -1,6 +1,7 @@
 """The trainer of a scene: checks its input first, and explains what ended it."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
@@ -9,6 +10,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from csd_nerf.errors import InputError, exit_on_input_error, memory_explained
 from csd_nerf.nerf.datamanager import check_dataset
@@ -66,6 +68,9 @@ class SceneTrainerConfig(TrainerConfig):
 class SceneTrainer(Trainer):
     """nerfstudio's trainer, which names the settings to turn down when memory runs out."""
 
+    _dropped = 0
+    """Steps whose gradient half precision could not hold."""
+
     @property
     def memory_settings(self) -> tuple[str, ...]:
         """Options that bound memory, in the order in which to turn them down."""
@@ -81,22 +86,49 @@ class SceneTrainer(Trainer):
 
     def _load_checkpoint(self) -> None:
         """Load as the parent does; a file that is no checkpoint is refused with a message."""
-        if self.config.load_checkpoint is not None:
-            read_checkpoint(self.config.load_checkpoint)
-        super()._load_checkpoint()
+        checkpoint = self.config.load_checkpoint
+        began_scaled = checkpoint is None or bool(read_checkpoint(checkpoint)["scalers"])
+        with nullcontext() if began_scaled else self._loss_scale_left_alone():
+            super()._load_checkpoint()
+
+    @contextmanager
+    def _loss_scale_left_alone(self) -> Iterator[None]:
+        """While a run is loaded that had no loss scale, as on a CPU: one of half precision begins anew."""
+        scaler = self.grad_scaler
+        self.grad_scaler = GradScaler(enabled=False)  # type: ignore[assignment]  # loads any state
+        try:
+            yield
+        finally:
+            self.grad_scaler = scaler
 
     def train(self) -> None:
         """Train; too little memory ends the program with a message."""
         with exit_on_input_error(), self._memory_explained():
             super().train()
+        if self._dropped > 1:
+            CONSOLE.print(
+                f"{self._dropped} steps did not change the scene, for the same reason as the first."
+            )
 
     def train_iteration(self, step: int) -> Any:
         """The parent's step; what it returns is for the log, and holds nothing of the step.
 
         nerfstudio keeps it during the next step: with a graph, as much memory as that step itself needs.
         """
+        scale = self.grad_scaler.get_scale()
         loss, losses, metrics = super().train_iteration(step)
+        if self.grad_scaler.get_scale() < scale:
+            self._say_dropped(step)
         return loss.detach(), _detached(losses), _detached(metrics)
+
+    def _say_dropped(self, step: int) -> None:
+        """Of the steps whose gradient half precision could not hold, say the first."""
+        if not self._dropped:
+            CONSOLE.print(
+                f"Step {step} did not change the scene: in half precision its gradient was too large. The "
+                "loss is now scaled by less, until it fits. A few such steps are usual at the start."
+            )
+        self._dropped += 1
 
     def _memory_explained(self) -> AbstractContextManager[None]:
         return memory_explained(

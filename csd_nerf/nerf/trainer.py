@@ -1,5 +1,6 @@
 """The trainer of an edit: from a trained scene, or on from where an edit ended."""
 
+import sys
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig, check_device  # noqa: F401
 from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.priors.control import check_control
+from csd_nerf.settings_files import options_given
 
 
 @dataclass
@@ -74,7 +76,8 @@ class EditTrainerConfig(PromptedTrainerConfig):
             return
         scene: Any = run.config.pipeline
         usual, own = default.pipeline, self.pipeline.datamanager
-        self.pipeline.model = adopt(self.pipeline.model, usual.model, scene.model)
+        said = options_given(sys.argv[1:])
+        self.pipeline.model = adopt(self.pipeline.model, usual.model, scene.model, said, "pipeline.model.")
         own.data = own.data or getattr(scene.datamanager, "data", None)
         if own.dataparser == usual.datamanager.dataparser:
             own.dataparser = getattr(scene.datamanager, "dataparser", own.dataparser)

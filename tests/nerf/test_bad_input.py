@@ -224,6 +224,14 @@ def test_cuda_asked_for_and_absent(dataset: Path, edit_config: Make, capsys: Any
     assert "no cuda device" in refusal(edit_config("csd-edit"), capsys)
 
 
+def test_machines_that_no_edit_can_run_on(edit_config: Make, capsys: Any, monkeypatch: Any) -> None:
+    printed = refusal(edit_config(machine__num_machines=2), capsys)
+    assert "--machine.num-machines cannot be used" in printed
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    printed = refusal(edit_config(machine__device_type="mps"), capsys)
+    assert "--machine.device-type cannot be used" in printed and "double precision" in printed
+
+
 def test_continuing_with_another_prompt_or_method(edit_config: Make, capsys: Any) -> None:
     trainer = run(edit_config(max_num_iterations=2))
     printed = refusal(edit_config(load_dir=trainer.base_dir, prompt="make it winter"), capsys)
