@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tinycudann_double
 import torch
+from half_precision import half_precision_on_a_cpu
 from tinycudann_double import Arena
 
 from csd_nerf.bundled import bundled_path
@@ -97,39 +95,26 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def tinycudann(monkeypatch: pytest.MonkeyPatch) -> Arena:
+def tinycudann() -> Iterator[Arena]:
     """Lets fields run in a stand-in for tiny-cuda-nn, on the CPU; gives the account of what that holds."""
-    from nerfstudio.field_components import encodings, mlp
-
-    from csd_nerf.nerf import model, scene_trainer
-
-    for importer in (encodings, mlp):
-        monkeypatch.setattr(importer, "TCNN_EXISTS", True)
-        monkeypatch.setattr(importer, "tcnn", tinycudann_double)
-    for asking in (model, scene_trainer):
-        monkeypatch.setattr(asking, "tcnn_runs_on", lambda _: True)
-    gc.collect()
-    monkeypatch.setattr(tinycudann_double, "arena", Arena())
-    return tinycudann_double.arena
+    with tinycudann_double.installed() as arena:
+        yield arena
 
 
 @pytest.fixture
-def half_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Lets a CPU train as a GPU does with `mixed_precision`: in float16 under autocast, with a loss scale."""
-    from nerfstudio.engine import trainer
+def half_precision() -> Iterator[None]:
+    """Lets a CPU train as a GPU does with `mixed_precision`."""
+    with half_precision_on_a_cpu():
+        yield
 
-    begin = trainer.Trainer.__init__
 
-    def begin_mixed(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
-        begin(self, config, *arguments, **options)
-        self.mixed_precision = config.mixed_precision
+@pytest.fixture
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of networks that pictures are measured with: as on a machine that never fetched any."""
+    import huggingface_hub.constants
 
-    monkeypatch.setattr(trainer.Trainer, "__init__", begin_mixed)
-    monkeypatch.setattr(trainer, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
-    usual = torch.get_autocast_dtype("cpu")
-    torch.set_autocast_dtype("cpu", torch.float16)
-    yield
-    torch.set_autocast_dtype("cpu", usual)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.fixture

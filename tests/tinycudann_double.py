@@ -9,8 +9,11 @@ small ones of the same shapes, and not tiny-cuda-nn's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from nerfstudio.utils.math import components_from_spherical_harmonics
@@ -43,6 +46,24 @@ class Arena:
 
 
 arena = Arena()
+
+
+@contextmanager
+def installed() -> Iterator[Arena]:
+    """For a while, let fields run in this, on any device; gives a new account."""
+    from nerfstudio.field_components import encodings, mlp
+
+    from csd_nerf.nerf import model, scene_trainer
+
+    global arena
+    before, arena = arena, Arena()
+    with ExitStack() as patches:
+        for importer in (encodings, mlp):
+            patches.enter_context(patch.multiple(importer, TCNN_EXISTS=True, tcnn=sys.modules[__name__]))
+        for asking in (model, scene_trainer):
+            patches.enter_context(patch.object(asking, "tcnn_runs_on", lambda _: True))
+        yield arena
+    arena = before
 
 
 class _NativeContext:
@@ -190,7 +211,7 @@ def _encoding(dims: int, config: dict[str, Any]) -> tuple[_Function, int, int]:
         powers = 2.0 ** torch.arange(config["n_frequencies"])
 
         def waves(rows: Tensor, _: Tensor) -> Tensor:
-            angles = torch.pi * (rows[..., None] * powers).flatten(1)
+            angles = torch.pi * (rows[..., None] * powers.to(rows.device)).flatten(1)
             return torch.cat([angles.sin(), angles.cos()], dim=1)
 
         return waves, 2 * dims * len(powers), 0
@@ -198,11 +219,12 @@ def _encoding(dims: int, config: dict[str, Any]) -> tuple[_Function, int, int]:
     levels, features = config["n_levels"], config["n_features_per_level"]
     size = 2 ** config["log2_hashmap_size"]
     scales = config["base_resolution"] * config["per_level_scale"] ** torch.arange(levels)
-    corners = torch.cartesian_prod(*[torch.arange(2)] * 3)  # (8, 3)
-    offsets = torch.arange(levels) * size
+    all_corners = torch.cartesian_prod(*[torch.arange(2)] * 3)  # (8, 3)
+    all_offsets = torch.arange(levels) * size
 
     def look_up(rows: Tensor, params: Tensor) -> Tensor:
-        scaled = rows[:, None] * scales.float()[:, None]  # (N, L, 3)
+        corners, offsets = all_corners.to(rows.device), all_offsets.to(rows.device)
+        scaled = rows[:, None] * scales.float().to(rows.device)[:, None]  # (N, L, 3)
         below = scaled.floor()
         share = (scaled - below)[:, :, None]  # (N, L, 1, 3)
         places = below.long()[:, :, None] + corners  # (N, L, 8, 3)

@@ -25,13 +25,7 @@ ROUND = 2 * 5
 OFFLINE = ("clip_direction_consistency", "structure_distance", "lpips_to_source", "lpips_to_known_edit")
 
 
-@pytest.fixture(autouse=True)
-def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that never fetched any."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+pytestmark = pytest.mark.usefixtures("no_weights")
 
 
 @pytest.fixture(scope="module")
