@@ -106,9 +106,7 @@ class SceneTrainer(Trainer):
         with exit_on_input_error(), self._memory_explained():
             super().train()
         if self._dropped > 1:
-            CONSOLE.print(
-                f"{self._dropped} steps did not change the scene, for the same reason as the first."
-            )
+            CONSOLE.print(f"{self._dropped} steps were dropped, for the same reason as the first.")
 
     def train_iteration(self, step: int) -> Any:
         """The parent's step; what it returns is for the log, and holds nothing of the step.
@@ -125,8 +123,8 @@ class SceneTrainer(Trainer):
         """Of the steps whose gradient half precision could not hold, say the first."""
         if not self._dropped:
             CONSOLE.print(
-                f"Step {step} did not change the scene: in half precision its gradient was too large. The "
-                "loss is now scaled by less, until it fits. A few such steps are usual at the start."
+                f"Step {step} was dropped, in whole or in part: in half precision its gradient was too large. "
+                "The loss is now scaled by less, until it fits. A few such steps are usual at the start."
             )
         self._dropped += 1
 
