@@ -123,8 +123,8 @@ class SceneTrainer(Trainer):
         """Of the steps whose gradient half precision could not hold, say the first."""
         if not self._dropped:
             CONSOLE.print(
-                f"Step {step} was dropped, in whole or in part: in half precision its gradient was too large. "
-                "The loss is now scaled by less, until it fits. A few such steps are usual at the start."
+                f"Step {step} was dropped, in whole or in part: in half precision its gradient was too "
+                "large. The loss is now scaled by less, until it fits. At the start, that is usual."
             )
         self._dropped += 1
 
