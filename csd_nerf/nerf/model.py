@@ -1,6 +1,7 @@
 """Nerfacto for scenes that will be edited: builds offline, and loads what stock nerfacto saved."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 from unittest.mock import patch
@@ -11,6 +12,7 @@ from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.cpu_fields import CpuDensityField, CpuNerfactoField
 from csd_nerf.nerf.hash_grid import use_fast_hash_grids
 
 
@@ -34,12 +36,17 @@ class CsdNerfactoModel(NerfactoModel):
         """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
         if not (TCNN_EXISTS and torch.device(self.kwargs["device"]).type == "cuda"):
             self.config.implementation = "torch"
-        if self.config.lpips:
-            super().populate_modules()
-        else:
-            self._populate_without_lpips()
+        with _in_place_of_nerfactos(NerfactoField=self._field_type(), HashMLPDensityField=CpuDensityField):
+            if self.config.lpips:
+                super().populate_modules()
+            else:
+                self._populate_without_lpips()
         if self.config.camera_optimizer.mode == "off" and not self.config.predict_normals:
             use_fast_hash_grids(self)
+
+    def _field_type(self) -> Callable[..., CpuNerfactoField]:
+        """What makes the field."""
+        return CpuNerfactoField
 
     def _populate_without_lpips(self) -> None:
         # The parent constructs LPIPS unconditionally, at the end of a long method: replacing that one
@@ -74,6 +81,15 @@ class CsdNerfactoModel(NerfactoModel):
         saved = _with_source_field(saved, wanted=wanted, origin=origin)
         _check_same_shapes(saved, own, origin)
         self.load_state_dict(saved, strict=False)
+
+
+@contextmanager
+def _in_place_of_nerfactos(**classes: Callable[..., Any]) -> Iterator[None]:
+    """Let nerfacto's long method build other classes than its own, while it runs; everything else is its."""
+    with ExitStack() as stack:
+        for name, replacement in classes.items():
+            stack.enter_context(patch(f"nerfstudio.models.nerfacto.{name}", replacement))
+        yield
 
 
 class _NoLpips:
