@@ -15,7 +15,7 @@ from nerfstudio.fields.density_fields import HashMLPDensityField
 from nerfstudio.fields.nerfacto_field import NerfactoField
 from torch import Tensor
 
-from csd_nerf.cpu_field import evaluate
+from csd_nerf.cpu_field import fields
 
 
 class CpuDensityField(HashMLPDensityField):
@@ -26,7 +26,7 @@ class CpuDensityField(HashMLPDensityField):
         if self.use_linear or not _suits(self.encoding, positions):
             return super().density_fn(positions, times)
         layers = self.mlp_base[1].layers
-        raw, inside = evaluate.density(
+        raw, inside = fields.density(
             positions.reshape(-1, 3),
             _space(self),
             self.encoding.scalings,
@@ -50,7 +50,7 @@ class CpuNerfactoField(NerfactoField):
             return super().forward(ray_samples, compute_normals)
         base, head = self.mlp_base.model[1].layers, self.mlp_head.layers
         of_rays, to_base = self._first_colour_layer(ray_samples)
-        raw, inside, colours = evaluate.field(
+        raw, inside, colours = fields.field(
             positions.reshape(-1, 3),
             of_rays,
             _space(self),
@@ -108,5 +108,5 @@ def _suits(grid: Any, positions: Tensor) -> bool:
     )
 
 
-def _space(field: HashMLPDensityField | NerfactoField) -> evaluate.Space:
-    return evaluate.Space(contract=field.spatial_distortion is not None, box=field.aabb)
+def _space(field: HashMLPDensityField | NerfactoField) -> fields.Space:
+    return fields.Space(contract=field.spatial_distortion is not None, box=field.aabb)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.cpu_fields import CpuDensityField, CpuNerfactoField
+from csd_nerf.nerf.cpu_sampling import CpuProposalSampler
 from csd_nerf.nerf.hash_grid import use_fast_hash_grids
 
 
@@ -36,7 +37,11 @@ class CsdNerfactoModel(NerfactoModel):
         """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
         if not (TCNN_EXISTS and torch.device(self.kwargs["device"]).type == "cuda"):
             self.config.implementation = "torch"
-        with _in_place_of_nerfactos(NerfactoField=self._field_type(), HashMLPDensityField=CpuDensityField):
+        with _in_place_of_nerfactos(
+            NerfactoField=self._field_type(),
+            HashMLPDensityField=CpuDensityField,
+            ProposalNetworkSampler=CpuProposalSampler,
+        ):
             if self.config.lpips:
                 super().populate_modules()
             else:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.cpu_field import kernels
-from csd_nerf.cpu_field.lanes import beside_each_other, runs
+from csd_nerf.cpu_field import field_kernels as kernels
+from csd_nerf.threads import beside_each_other, runs
 
 _Arrays = tuple[np.ndarray, ...]
 
