@@ -1,19 +1,23 @@
 """Which threads work on a CPU.
 
-Torch's threads wait for each other many times in every operation, and spin while they do: on a machine that has
-other work they cost more than they bring, and they take the core from threads that could use it. So torch works
-alone (`torch_alone`), the field's kernels share the cores between threads that sleep when they wait
-(`beside_each_other`), and torch's own threads are for the long operations of a diffusion model, as long as they
-are seen to bring something (`torch_together`).
+Torch's threads wait for each other in every operation, and spin while they do: on a machine that has other
+work they cost more than they bring, and they take the core from threads that could use it. So where a field
+is trained torch works with one (`one_for_torch`), the field's kernels share the cores between threads that
+sleep when they wait (`beside_each_other`), and torch's own are for the long operations of a diffusion
+model, as long as they are seen to bring something (`all_for_torch`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 
 import torch
+import torch.nn.functional as F
+from nerfstudio.utils.rich_utils import CONSOLE
 
 CORES = torch.get_num_threads()
 """What the machine, or OMP_NUM_THREADS, allows; read before anything here changes it."""
@@ -41,3 +45,50 @@ def beside_each_other(work: Callable[[int, tuple[int, int]], None], parts: list[
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="csd_nerf")
+
+
+def one_for_torch(device: torch.device | str) -> None:
+    """Let torch work with one thread from now on, if that is what trains a field on this device."""
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(1)
+
+
+@contextmanager
+def all_for_torch() -> Iterator[None]:
+    """For a while, let torch work with all cores, if that is faster now than one: for a diffusion model."""
+    before = torch.get_num_threads()
+    if before == CORES:
+        yield
+        return
+    try:
+        if _faster_together():
+            torch.set_num_threads(CORES)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _faster_together() -> bool:
+    """Whether a network of small layers is, on this machine as busy as it is; says so when it is not."""
+    alone, together = _seconds(1), _seconds(CORES)
+    if together > alone:
+        _say_busy()
+    return together < alone
+
+
+def _seconds(threads: int) -> float:
+    """The quickest of a few passes through layers of the size of a small U-Net's."""
+    torch.set_num_threads(threads)
+    picture, kernel = torch.ones(2, 64, 16, 16), torch.ones(64, 64, 3, 3)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(4):
+            F.silu(F.conv2d(picture, kernel, padding=1))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@cache
+def _say_busy() -> None:
+    CONSOLE.print("Other programs keep the cores busy: torch works with one thread while they do.")

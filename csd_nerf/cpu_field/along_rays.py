@@ -34,7 +34,7 @@ def resample(
     power: float,
     padding: float,
 ) -> Float[Tensor, "r t1"]:
-    """Edges of the next T samples, where the weights of S samples are large; `PDFSampler`, without a gradient.
+    """Edges of the next T samples, more where the weights of S are large: `PDFSampler`, without a gradient.
 
     Args:
         edges: S + 1 of each ray.
@@ -97,8 +97,9 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        result = torch.empty_like(ctx.saved_tensors[0])
-        tensors = [*ctx.saved_tensors, gradients[0].contiguous(), result]
+        saved = ctx.saved_tensors  # once: under checkpointing it can be read only once
+        result = torch.empty_like(saved[0])
+        tensors = [*saved, gradients[0].contiguous(), result]
         arrays = [tensor.detach().numpy() for tensor in tensors]
         _of_rays(lambda rays: kernels.weights_backward(rays, *arrays), len(result))
         return result, None
@@ -108,7 +109,9 @@ class _Interlevel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, edges: Tensor, shares: Tensor, outer_edges: Tensor, outer_shares: Tensor) -> Tensor:
         gradient = torch.zeros_like(outer_shares)
-        arrays = [tensor.contiguous().numpy() for tensor in (edges, shares, outer_edges, outer_shares.detach())]
+        arrays = [
+            tensor.contiguous().numpy() for tensor in (edges, shares, outer_edges, outer_shares.detach())
+        ]
         total = _sum_of_rays(lambda rays: kernels.interlevel(rays, *arrays, gradient.numpy()), len(shares))
         ctx.save_for_backward(gradient / shares.numel())
         return shares.new_tensor(total / shares.numel())

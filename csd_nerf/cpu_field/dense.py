@@ -1,6 +1,7 @@
-"""Layers of small networks for a block of samples that stays in the cache: (rows, B) arrays, one column a sample.
+"""Layers of small networks for a block of samples that stays in the cache.
 
-Two rows of the result and four of the input at a time: six loads for eight multiply-adds, near what a core can do.
+Arrays are (rows, B), one column a sample, of which the first `count` are in use. Two rows of the result and
+four of the input are taken at a time: six loads for eight multiply-adds, which is near what a core can do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from csd_nerf.cpu_field.compiled import compiled
 
 
 @compiled
-def multiply_add(weight, values, result, count):  # type: ignore[no-untyped-def]
+def multiply_add(weight, values, result, count):
     """`result += weight @ values`.
 
     Args:
@@ -25,7 +26,12 @@ def multiply_add(weight, values, result, count):  # type: ignore[no-untyped-def]
     for row in range(0, paired_rows, 2):
         upper, lower = result[row], result[row + 1]
         for term in range(0, fours, 4):
-            a_0, a_1, a_2, a_3 = weight[row, term], weight[row, term + 1], weight[row, term + 2], weight[row, term + 3]
+            a_0, a_1, a_2, a_3 = (
+                weight[row, term],
+                weight[row, term + 1],
+                weight[row, term + 2],
+                weight[row, term + 3],
+            )
             b_0, b_1 = weight[row + 1, term], weight[row + 1, term + 1]
             b_2, b_3 = weight[row + 1, term + 2], weight[row + 1, term + 3]
             x_0, x_1, x_2, x_3 = values[term], values[term + 1], values[term + 2], values[term + 3]
@@ -40,10 +46,17 @@ def multiply_add(weight, values, result, count):  # type: ignore[no-untyped-def]
     for row in range(paired_rows, rows):
         single = result[row]
         for term in range(0, fours, 4):
-            a_0, a_1, a_2, a_3 = weight[row, term], weight[row, term + 1], weight[row, term + 2], weight[row, term + 3]
+            a_0, a_1, a_2, a_3 = (
+                weight[row, term],
+                weight[row, term + 1],
+                weight[row, term + 2],
+                weight[row, term + 3],
+            )
             x_0, x_1, x_2, x_3 = values[term], values[term + 1], values[term + 2], values[term + 3]
             for column in range(count):
-                single[column] += a_0 * x_0[column] + a_1 * x_1[column] + a_2 * x_2[column] + a_3 * x_3[column]
+                single[column] += (
+                    a_0 * x_0[column] + a_1 * x_1[column] + a_2 * x_2[column] + a_3 * x_3[column]
+                )
         for term in range(fours, terms):
             a_0, x_0 = weight[row, term], values[term]
             for column in range(count):
@@ -51,7 +64,7 @@ def multiply_add(weight, values, result, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def spread(bias, result, count):  # type: ignore[no-untyped-def]
+def spread(bias, result, count):
     """`result = bias`, (O,) to (O, B)."""
     for row in range(len(bias)):
         value = bias[row]
@@ -60,7 +73,7 @@ def spread(bias, result, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def cut_negative(values, count):  # type: ignore[no-untyped-def]
+def cut_negative(values, count):
     """ReLU of (I, B), in its place."""
     for row in range(values.shape[0]):
         for column in range(count):
@@ -68,7 +81,7 @@ def cut_negative(values, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def cut_where_negative(gradient, values, count):  # type: ignore[no-untyped-def]
+def cut_where_negative(gradient, values, count):
     """The gradient (I, B) in front of a ReLU from that behind it, in its place; `values` are behind it."""
     for row in range(values.shape[0]):
         for column in range(count):
@@ -77,7 +90,7 @@ def cut_where_negative(gradient, values, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_outer(gradient, values, weight_gradient, count):  # type: ignore[no-untyped-def]
+def add_outer(gradient, values, weight_gradient, count):
     """`weight_gradient += gradient @ values.T`: (O, B) and (I, B) to (O, I)."""
     rows, terms = weight_gradient.shape
     fours = terms // 4 * 4
@@ -105,7 +118,7 @@ def add_outer(gradient, values, weight_gradient, count):  # type: ignore[no-unty
 
 
 @compiled
-def add_sums(gradient, bias_gradient, count):  # type: ignore[no-untyped-def]
+def add_sums(gradient, bias_gradient, count):
     """`bias_gradient += gradient.sum(1)`: (O, B) to (O,)."""
     for row in range(len(bias_gradient)):
         total = np.float32(0)

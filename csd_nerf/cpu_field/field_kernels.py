@@ -1,7 +1,7 @@
-"""Density and colour of nerfacto's fields, and the gradient of their weights: one pass over blocks of samples.
+"""Density and colour of nerfacto's fields, and the gradient of their weights, block by block of samples.
 
-A block is as many samples as stay in a core's cache with all that is computed of them. Every function works on a
-run of blocks, so that several can go on beside each other.
+A block is as many samples as stay in a core's cache with all that is computed of them. Every function works
+on a run of blocks, so that several can go on beside each other.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ BLOCK = 192
 
 
 @compiled
-def density(  # type: ignore[no-untyped-def]
-    samples, positions, space, grid, weights, biases, kept, raw, inside
-):
+def density(samples, positions, space, grid, weights, biases, kept, raw, inside):
     """Raw density of a density network (`HashMLPDensityField`).
 
     Args:
@@ -36,13 +34,12 @@ def density(  # type: ignore[no-untyped-def]
         grid: table (levels, T, 2); cells (levels,) along each side.
         weights: of two layers: (H, 2 levels), (1, H).
         biases: (H,), (1,).
-        kept: positions (K, 3, B), features (K, 2 levels, B) and hidden layer (K, H, B), written; a block's are
-            at its number, or all at 0 where K is 1.
+        kept: positions (K, 3, B), features (K, 2 levels, B) and hidden layer (K, H, B), written; a block's
+            are at its number, or all at 0 where K is 1.
         raw: (N,), written.
         inside: (N,), written: 1 where the grid reaches, else 0.
     """
     first, last = samples
-    entries, corner_weights = _corner_scratch()
     result = np.empty((1, BLOCK), np.float32)
     for start in range(first, last, BLOCK):
         count = min(BLOCK, last - start)
@@ -50,14 +47,13 @@ def density(  # type: ignore[no-untyped-def]
         unit, features, hidden = kept[0][slot], kept[1][slot], kept[2][slot]
         _base(
             positions, start, count, space, grid, weights, biases, unit, inside, features, hidden, result,
-            entries, corner_weights,
         )  # fmt: skip
         for sample in range(count):
             raw[start + sample] = result[0, sample]
 
 
 @compiled
-def density_backward(  # type: ignore[no-untyped-def]
+def density_backward(
     samples, cells, transposed, kept, raw_gradient, table_gradient, weight_gradients, bias_gradients
 ):
     """What a gradient of the raw density asks of a density network.
@@ -73,7 +69,6 @@ def density_backward(  # type: ignore[no-untyped-def]
         bias_gradients: shapes of the biases.
     """
     first, last = samples
-    entries, corner_weights = _corner_scratch()
     result_gradient = np.empty((1, BLOCK), np.float32)
     hidden_gradient = np.empty((transposed[1].shape[0], BLOCK), np.float32)
     feature_gradient = np.empty((transposed[0].shape[0], BLOCK), np.float32)
@@ -85,14 +80,11 @@ def density_backward(  # type: ignore[no-untyped-def]
         _base_backward(
             count, cells, transposed, kept[0][slot], kept[1][slot], kept[2][slot], result_gradient,
             hidden_gradient, feature_gradient, table_gradient, weight_gradients, bias_gradients,
-            entries, corner_weights,
         )  # fmt: skip
 
 
 @compiled
-def field(  # type: ignore[no-untyped-def]
-    samples, positions, of_rays, space, grid, weights, biases, kept, raw, inside, colours
-):
+def field(samples, positions, of_rays, space, grid, weights, biases, kept, raw, inside, colours):
     """Raw density and colour of `NerfactoField`.
 
     Args:
@@ -112,7 +104,6 @@ def field(  # type: ignore[no-untyped-def]
     """
     first, last = samples
     per_ray = positions.shape[0] // of_rays.shape[0]
-    entries, corner_weights = _corner_scratch()
     for start in range(first, last, BLOCK):
         count = min(BLOCK, last - start)
         slot = min(start // BLOCK, kept[0].shape[0] - 1)
@@ -120,13 +111,16 @@ def field(  # type: ignore[no-untyped-def]
         second, third, shown = kept[4][slot], kept[5][slot], kept[6][slot]
         _base(
             positions, start, count, space, grid, weights, biases, unit, inside, features, hidden, base,
-            entries, corner_weights,
         )  # fmt: skip
         for sample in range(count):
             raw[start + sample] = base[0, sample]
-            ray = of_rays[(start + sample) // per_ray]
-            for row in range(len(ray)):
-                second[row, sample] = ray[row]
+        column = 0
+        while column < count:
+            ray = (start + column) // per_ray
+            end = min(count, (ray + 1) * per_ray - start)
+            for row in range(second.shape[0]):
+                second[row, column:end] = of_rays[ray, row]
+            column = end
         multiply_add(weights[2], base[1:], second, count)
         cut_negative(second, count)
         spread(biases[2], third, count)
@@ -142,7 +136,7 @@ def field(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def field_backward(  # type: ignore[no-untyped-def]
+def field_backward(
     samples, cells, transposed, kept, raw_gradient, colour_gradient,
     ray_gradient, table_gradient, weight_gradients, bias_gradients
 ):  # fmt: skip
@@ -163,7 +157,6 @@ def field_backward(  # type: ignore[no-untyped-def]
     first, last = samples
     per_ray = len(raw_gradient) // ray_gradient.shape[0]
     width = ray_gradient.shape[1]
-    entries, corner_weights = _corner_scratch()
     hidden_gradient = np.empty((transposed[1].shape[0], BLOCK), np.float32)
     feature_gradient = np.empty((transposed[0].shape[0], BLOCK), np.float32)
     base_gradient = np.empty((transposed[1].shape[1], BLOCK), np.float32)
@@ -192,10 +185,16 @@ def field_backward(  # type: ignore[no-untyped-def]
         multiply_add(transposed[3], third_gradient, second_gradient, count)
         cut_where_negative(second_gradient, second, count)
         add_outer(second_gradient, base[1:], weight_gradients[2], count)
-        for sample in range(count):
-            ray = ray_gradient[(start + sample) // per_ray]
+        column = 0
+        while column < count:
+            ray = (start + column) // per_ray
+            end = min(count, (ray + 1) * per_ray - start)
             for row in range(width):
-                ray[row] += second_gradient[row, sample]
+                total = np.float32(0)
+                for sample in range(column, end):
+                    total += second_gradient[row, sample]
+                ray_gradient[ray, row] += total
+            column = end
         for sample in range(count):
             base_gradient[0, sample] = raw_gradient[start + sample]
         spread(zeros[: transposed[2].shape[0]], base_gradient[1:], count)
@@ -203,23 +202,16 @@ def field_backward(  # type: ignore[no-untyped-def]
         _base_backward(
             count, cells, transposed, kept[0][slot], kept[1][slot], kept[2][slot], base_gradient,
             hidden_gradient, feature_gradient, table_gradient, weight_gradients, bias_gradients,
-            entries, corner_weights,
         )  # fmt: skip
 
 
 @compiled
-def _corner_scratch():  # type: ignore[no-untyped-def]
-    return np.empty((8, BLOCK), np.uint32), np.empty((8, BLOCK), np.float32)
-
-
-@compiled
-def _base(  # type: ignore[no-untyped-def]
-    positions, start, count, space, grid, weights, biases, unit, inside, features, hidden, result,
-    entries, corner_weights
+def _base(
+    positions, start, count, space, grid, weights, biases, unit, inside, features, hidden, result
 ):  # fmt: skip
     """The hash grid and the two layers behind it, of one block."""
     into_unit_cube(positions, start, count, space[0], space[1], space[2], unit, inside)
-    look_up(unit, count, grid[0], grid[1], features, entries, corner_weights)
+    look_up(unit, count, grid[0], grid[1], features)
     spread(biases[0], hidden, count)
     multiply_add(weights[0], features, hidden, count)
     cut_negative(hidden, count)
@@ -228,9 +220,9 @@ def _base(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _base_backward(  # type: ignore[no-untyped-def]
+def _base_backward(
     count, cells, transposed, unit, features, hidden, result_gradient, hidden_gradient, feature_gradient,
-    table_gradient, weight_gradients, bias_gradients, entries, corner_weights
+    table_gradient, weight_gradients, bias_gradients
 ):  # fmt: skip
     add_outer(result_gradient, hidden, weight_gradients[1], count)
     add_sums(result_gradient, bias_gradients[1], count)
@@ -241,4 +233,4 @@ def _base_backward(  # type: ignore[no-untyped-def]
     add_sums(hidden_gradient, bias_gradients[0], count)
     feature_gradient[:] = np.float32(0)
     multiply_add(transposed[0], hidden_gradient, feature_gradient, count)
-    look_up_backward(unit, count, feature_gradient, cells, table_gradient, entries, corner_weights)
+    look_up_backward(unit, count, feature_gradient, cells, table_gradient)

@@ -38,11 +38,11 @@ class Space:
 def density(
     positions: Float[Tensor, "n 3"],
     space: Space,
-    cells: Float[Tensor, "levels"],
+    cells: Float[Tensor, " levels"],
     table: Float[Tensor, "entries 2"],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Raw density, and 1 where the grid reaches and 0 elsewhere, of a density network.
 
     Args:
@@ -60,11 +60,11 @@ def field(
     positions: Float[Tensor, "n 3"],
     of_rays: Float[Tensor, "r c"],
     space: Space,
-    cells: Float[Tensor, "levels"],
+    cells: Float[Tensor, " levels"],
     table: Float[Tensor, "entries 2"],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n 3"]]:
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n 3"]]:
     """Raw density, 1 where the grid reaches and 0 elsewhere, and colours (0..1), of nerfacto's field.
 
     Args:

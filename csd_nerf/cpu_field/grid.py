@@ -1,8 +1,7 @@
 """A hash grid (Instant-NGP, 2201.05989) for a block of samples that stays in the cache.
 
-Arrays of a block are (rows, B) with one column a sample, of which the first `count` are in use: what is innermost
-is what a processor does many of at a time. First come the entries and weights of all samples of a level, which
-is arithmetic; then the look-ups, which wait for memory.
+Arrays of a block are (rows, B), one column a sample, of which the first `count` are in use. One level is done
+at a time, so that its table stays in the cache too.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _PRIME_Z = np.uint32(805459861)
 
 
 @compiled
-def into_unit_cube(positions, first, count, contract, corner, extent, unit, inside):  # type: ignore[no-untyped-def]
+def into_unit_cube(positions, first, count, contract, corner, extent, unit, inside):
     """Where a block's samples are in their grid.
 
     Args:
@@ -51,40 +50,29 @@ def into_unit_cube(positions, first, count, contract, corner, extent, unit, insi
 
 
 @compiled
-def _corners(unit, count, cells, size, entries, weights):  # type: ignore[no-untyped-def]
-    """Entries (8, B) in a level's table of the corners of each sample's cell, and trilinear weights (8, B)."""
-    mask = np.uint32(size - 1)
-    for sample in range(count):
-        x, y, z = unit[0, sample] * cells, unit[1, sample] * cells, unit[2, sample] * cells
-        low_x, low_y, low_z = np.int32(x), np.int32(y), np.int32(z)  # 0 or more: so this is the floor
-        right, up, far = x - np.float32(low_x), y - np.float32(low_y), z - np.float32(low_z)
-        left, down, near = np.float32(1) - right, np.float32(1) - up, np.float32(1) - far
-        x_0 = np.uint32(low_x)
-        x_1 = np.uint32(low_x + np.int32(1))
-        y_0 = np.uint32(np.uint32(low_y) * _PRIME_Y)
-        y_1 = np.uint32(y_0 + _PRIME_Y)
-        z_0 = np.uint32(np.uint32(low_z) * _PRIME_Z)
-        z_1 = np.uint32(z_0 + _PRIME_Z)
-        entries[0, sample] = (x_0 ^ y_0 ^ z_0) & mask
-        entries[1, sample] = (x_1 ^ y_0 ^ z_0) & mask
-        entries[2, sample] = (x_0 ^ y_1 ^ z_0) & mask
-        entries[3, sample] = (x_1 ^ y_1 ^ z_0) & mask
-        entries[4, sample] = (x_0 ^ y_0 ^ z_1) & mask
-        entries[5, sample] = (x_1 ^ y_0 ^ z_1) & mask
-        entries[6, sample] = (x_0 ^ y_1 ^ z_1) & mask
-        entries[7, sample] = (x_1 ^ y_1 ^ z_1) & mask
-        weights[0, sample] = left * down * near
-        weights[1, sample] = right * down * near
-        weights[2, sample] = left * up * near
-        weights[3, sample] = right * up * near
-        weights[4, sample] = left * down * far
-        weights[5, sample] = right * down * far
-        weights[6, sample] = left * up * far
-        weights[7, sample] = right * up * far
+def _cell(unit, sample, cells):
+    """The cell that a sample is in.
+
+    Returns:
+        x of its lower and upper corners; what the hash makes of the four pairs of y and z; how far the sample
+        is along x; and the four weights of y and z.
+    """
+    x, y, z = unit[0, sample] * cells, unit[1, sample] * cells, unit[2, sample] * cells
+    low_x, low_y, low_z = np.int32(x), np.int32(y), np.int32(z)  # 0 or more: so this is the floor
+    right, up, far = x - np.float32(low_x), y - np.float32(low_y), z - np.float32(low_z)
+    down, near = np.float32(1) - up, np.float32(1) - far
+    x_0 = np.uint32(low_x)
+    x_1 = np.uint32(x_0 + np.uint32(1))
+    y_0 = np.uint32(np.uint32(low_y) * _PRIME_Y)
+    y_1 = np.uint32(y_0 + _PRIME_Y)
+    z_0 = np.uint32(np.uint32(low_z) * _PRIME_Z)
+    z_1 = np.uint32(z_0 + _PRIME_Z)
+    hashes = (np.uint32(y_0 ^ z_0), np.uint32(y_1 ^ z_0), np.uint32(y_0 ^ z_1), np.uint32(y_1 ^ z_1))
+    return x_0, x_1, hashes, right, (down * near, up * near, down * far, up * far)
 
 
 @compiled
-def look_up(unit, count, table, cells, features, entries, weights):  # type: ignore[no-untyped-def]
+def look_up(unit, count, table, cells, features):
     """Features of a block's samples.
 
     Args:
@@ -93,25 +81,25 @@ def look_up(unit, count, table, cells, features, entries, weights):  # type: ign
         table: (levels, T, 2), T a power of two.
         cells: (levels,), along each side.
         features: (2 levels, B), written.
-        entries, weights: (8, B), for its own use.
     """
+    mask = np.uint32(table.shape[1] - 1)
     for level in range(len(cells)):
-        _corners(unit, count, cells[level], table.shape[1], entries, weights)
         values = table[level]
         for sample in range(count):
-            first = np.float32(0)
-            second = np.float32(0)
-            for corner in range(8):
-                entry = entries[corner, sample]
-                weight = weights[corner, sample]
-                first += weight * values[entry, 0]
-                second += weight * values[entry, 1]
+            x_0, x_1, hashes, right, weights = _cell(unit, sample, cells[level])
+            left = np.float32(1) - right
+            first, second = np.float32(0), np.float32(0)
+            for edge in range(4):
+                lower = np.uint32((x_0 ^ hashes[edge]) & mask)
+                upper = np.uint32((x_1 ^ hashes[edge]) & mask)
+                first += weights[edge] * (left * values[lower, 0] + right * values[upper, 0])
+                second += weights[edge] * (left * values[lower, 1] + right * values[upper, 1])
             features[2 * level, sample] = first
             features[2 * level + 1, sample] = second
 
 
 @compiled
-def look_up_backward(unit, count, gradient, cells, table_gradient, entries, weights):  # type: ignore[no-untyped-def]
+def look_up_backward(unit, count, gradient, cells, table_gradient):
     """Add what a block's samples ask of the table.
 
     Args:
@@ -120,16 +108,21 @@ def look_up_backward(unit, count, gradient, cells, table_gradient, entries, weig
         gradient: (2 levels, B), with respect to the features.
         cells: (levels,).
         table_gradient: (levels, T, 2), added to.
-        entries, weights: (8, B), for its own use.
     """
+    mask = np.uint32(table_gradient.shape[1] - 1)
     for level in range(len(cells)):
-        _corners(unit, count, cells[level], table_gradient.shape[1], entries, weights)
         asked = table_gradient[level]
         for sample in range(count):
-            first = gradient[2 * level, sample]
-            second = gradient[2 * level + 1, sample]
-            for corner in range(8):
-                entry = entries[corner, sample]
-                weight = weights[corner, sample]
-                asked[entry, 0] += weight * first
-                asked[entry, 1] += weight * second
+            first, second = gradient[2 * level, sample], gradient[2 * level + 1, sample]
+            if first == 0 and second == 0:  # most of a proposal's, once it bounds the field's weights
+                continue
+            x_0, x_1, hashes, right, weights = _cell(unit, sample, cells[level])
+            left = np.float32(1) - right
+            for edge in range(4):
+                lower = np.uint32((x_0 ^ hashes[edge]) & mask)
+                upper = np.uint32((x_1 ^ hashes[edge]) & mask)
+                share, other = weights[edge] * left, weights[edge] * right
+                asked[lower, 0] += share * first
+                asked[lower, 1] += share * second
+                asked[upper, 0] += other * first
+                asked[upper, 1] += other * second

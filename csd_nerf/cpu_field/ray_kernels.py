@@ -13,7 +13,7 @@ _EPSILON = np.float32(1e-7)
 
 
 @compiled
-def weights(rays, densities, lengths, result):  # type: ignore[no-untyped-def]
+def weights(rays, densities, lengths, result):
     """Share of each sample in a ray's colour (NeRF, 2003.08934, equation 3).
 
     Args:
@@ -32,7 +32,7 @@ def weights(rays, densities, lengths, result):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def weights_backward(rays, densities, lengths, shares, gradient, result):  # type: ignore[no-untyped-def]
+def weights_backward(rays, densities, lengths, shares, gradient, result):
     """The gradient (R, S) of the densities from that of the weights, `shares`."""
     for ray in range(rays[0], rays[1]):
         passed = np.float32(0)
@@ -50,7 +50,7 @@ def weights_backward(rays, densities, lengths, shares, gradient, result):  # typ
 
 
 @compiled
-def resample(rays, edges, shares, power, padding, at, result):  # type: ignore[no-untyped-def]
+def resample(rays, edges, shares, power, padding, at, result):
     """Edges of the next samples, more of them where the weights are large (NeRF, section 5.2).
 
     Args:
@@ -88,7 +88,7 @@ def resample(rays, edges, shares, power, padding, at, result):  # type: ignore[n
 
 
 @compiled
-def interlevel(rays, edges, shares, outer_edges, outer_shares, result):  # type: ignore[no-untyped-def]
+def interlevel(rays, edges, shares, outer_edges, outer_shares, result):
     """How far the weights of a proposal fall short of bounding the field's (mip-NeRF 360, equation 13).
 
     Args:
@@ -124,7 +124,7 @@ def interlevel(rays, edges, shares, outer_edges, outer_shares, result):  # type:
 
 
 @compiled
-def distortion(rays, edges, shares, result):  # type: ignore[no-untyped-def]
+def distortion(rays, edges, shares, result):
     """How spread out the weights of a ray are (mip-NeRF 360, equation 15).
 
     Args:

@@ -1,4 +1,4 @@
-"""Nerfacto's fields, evaluated on a CPU by compiled kernels where nothing but their weights wants a gradient."""
+"""Nerfacto's fields, on a CPU by compiled kernels where nothing but their weights wants a gradient."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CpuDensityField(HashMLPDensityField):
         """Densities (..., 1) at positions (..., 3)."""
         if self.use_linear or not _suits(self.encoding, positions):
             return super().density_fn(positions, times)
-        layers = self.mlp_base[1].layers
+        layers: Any = self.mlp_base[1].layers
         raw, inside = fields.density(
             positions.reshape(-1, 3),
             _space(self),
@@ -46,9 +46,11 @@ class CpuNerfactoField(NerfactoField):
         frustums = ray_samples.frustums
         positions = frustums.get_positions()
         grid = self.mlp_base.model[0]
-        if compute_normals or self.use_transient_embedding or self.use_semantics or not _suits(grid, positions):
+        more_heads = compute_normals or self.use_transient_embedding or self.use_semantics
+        if more_heads or not _suits(grid, positions):
             return super().forward(ray_samples, compute_normals)
-        base, head = self.mlp_base.model[1].layers, self.mlp_head.layers
+        base: Any = self.mlp_base.model[1].layers
+        head: Any = self.mlp_head.layers
         of_rays, to_base = self._first_colour_layer(ray_samples)
         raw, inside, colours = fields.field(
             positions.reshape(-1, 3),
@@ -79,7 +81,7 @@ class CpuNerfactoField(NerfactoField):
         shared = [self.direction_encoding(get_normalized_directions(directions.reshape(-1, 3)))]
         if self.embedding_appearance is not None:
             shared.append(self._appearance(cameras, len(shared[0])))
-        first = self.mlp_head.layers[0]
+        first: Any = self.mlp_head.layers[0]
         of_direction, of_base, of_appearance = first.weight.split(
             [shared[0].shape[1], self.geo_feat_dim, self.appearance_embedding_dim], dim=1
         )
@@ -88,8 +90,7 @@ class CpuNerfactoField(NerfactoField):
 
     def _appearance(self, cameras: Tensor | None, rays: int) -> Tensor:
         """Appearance codes (R, D): the cameras' in training, and one for all beyond."""
-        codes = self.embedding_appearance
-        assert codes is not None
+        codes: Any = self.embedding_appearance
         if self.training:
             assert cameras is not None
             return codes(cameras.reshape(-1))

@@ -27,10 +27,11 @@ class CpuProposalSampler(ProposalNetworkSampler):
         if not _suits(ray_bundle):
             return super().generate_ray_samples(ray_bundle, density_fns)
         trained = self._steps_since_update > self.update_sched(self._step) or self._step < 10
-        samples = _compiled(self.initial_sampler(ray_bundle, num_samples=self.num_proposal_samples_per_ray[0]))
-        counts = [*self.num_proposal_samples_per_ray[1 : self.num_proposal_network_iterations]]
-        weights_of_all, samples_of_all = [], []
-        for density_fn, count in zip(density_fns, [*counts, self.num_nerf_samples_per_ray], strict=True):
+        first, *others = self.num_proposal_samples_per_ray[: self.num_proposal_network_iterations]
+        samples: RaySamples = _compiled(self.initial_sampler(ray_bundle, num_samples=first))
+        weights_of_all: list[Tensor] = []
+        samples_of_all: list[RaySamples] = []
+        for density_fn, count in zip(density_fns, [*others, self.num_nerf_samples_per_ray], strict=True):
             with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
                 weights = samples.get_weights(density_fn(samples.frustums.get_positions()))
             weights_of_all.append(weights)
@@ -120,4 +121,6 @@ def _compiled(samples: RaySamples) -> CpuRaySamples:
 
 
 def _suits(rays: Any) -> bool:
-    return rays.origins.device.type == "cpu" and rays.origins.dim() == 2 and rays.origins.dtype == torch.float32
+    return (
+        rays.origins.device.type == "cpu" and rays.origins.dim() == 2 and rays.origins.dtype == torch.float32
+    )

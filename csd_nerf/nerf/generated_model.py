@@ -108,7 +108,7 @@ class GeneratedModel(CsdNerfactoModel):
         """Build nerfacto about a `BlobField`, in a ball, and what is behind."""
         super().populate_modules()
         self.collider = SphereCollider(torch.zeros(3), SCENE_RADIUS)  # type: ignore[assignment]
-        self.environment = Environment() if config.background == "environment" else None
+        self.environment = Environment() if self.config.background == "environment" else None
         self.view_backgrounds = torch.ones(1, 3)
 
     def _field_type(self) -> Callable[..., CpuNerfactoField]:
