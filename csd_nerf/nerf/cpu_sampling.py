@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
 from nerfstudio.model_components import losses
 from nerfstudio.model_components.ray_samplers import PDFSampler, ProposalNetworkSampler
 from torch import Tensor
@@ -28,7 +28,7 @@ class CpuProposalSampler(ProposalNetworkSampler):
             return super().generate_ray_samples(ray_bundle, density_fns)
         trained = self._steps_since_update > self.update_sched(self._step) or self._step < 10
         first, *others = self.num_proposal_samples_per_ray[: self.num_proposal_network_iterations]
-        samples: RaySamples = _compiled(self.initial_sampler(ray_bundle, num_samples=first))
+        samples: RaySamples = self._first(ray_bundle, first)
         weights_of_all: list[Tensor] = []
         samples_of_all: list[RaySamples] = []
         for density_fn, count in zip(density_fns, [*others, self.num_nerf_samples_per_ray], strict=True):
@@ -41,7 +41,19 @@ class CpuProposalSampler(ProposalNetworkSampler):
             self._steps_since_update = 0
         return samples, weights_of_all, samples_of_all
 
-    def _next(self, rays: RayBundle, samples: RaySamples, weights: Tensor, count: int) -> RaySamples:
+    def _first(self, rays: RayBundle, count: int) -> CpuRaySamples:
+        """Samples before anything is known of a ray, as `SpacedSampler` spreads them."""
+        sampler: Any = self.initial_sampler
+        edges = torch.linspace(0.0, 1.0, count + 1).expand(len(rays), -1)
+        if sampler.train_stratified and sampler.training:
+            middles = (edges[:, 1:] + edges[:, :-1]) / 2
+            lower, upper = torch.cat([edges[:, :1], middles], 1), torch.cat([middles, edges[:, -1:]], 1)
+            edges = lower + (upper - lower) * torch.rand(len(rays), 1 if sampler.single_jitter else count + 1)
+        near, far = (sampler.spacing_fn(bound) for bound in (rays.nears, rays.fars))
+        return _samples(rays, edges, lambda at: sampler.spacing_fn_inv(at * far + (1 - at) * near))
+
+    def _next(self, rays: RayBundle, samples: RaySamples, weights: Tensor, count: int) -> CpuRaySamples:
+        """Samples where the weights are, as `PDFSampler` spreads them."""
         sampler: PDFSampler = self.pdf_sampler
         edges = along_rays.resample(
             spacing_edges(samples),
@@ -50,22 +62,22 @@ class CpuProposalSampler(ProposalNetworkSampler):
             power=self._anneal,
             padding=sampler.histogram_padding,
         )
-        along = samples.spacing_to_euclidean_fn
-        assert along is not None
-        distances = along(edges)
-        return _compiled(
-            rays.get_ray_samples(
-                bin_starts=distances[:, :-1, None],
-                bin_ends=distances[:, 1:, None],
-                spacing_starts=edges[:, :-1, None],
-                spacing_ends=edges[:, 1:, None],
-                spacing_to_euclidean_fn=along,
-            )
-        )
+        assert samples.spacing_to_euclidean_fn is not None
+        return _samples(rays, edges, samples.spacing_to_euclidean_fn)
+
+
+class CpuFrustums(Frustums):
+    """Nerfstudio's; its tensors are of one shape already and need not be broadcast, which takes long."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_shape", self.starts.shape[:-1])
 
 
 class CpuRaySamples(RaySamples):
-    """Nerfstudio's, with compiled weights."""
+    """Nerfstudio's, of one shape already, with compiled weights."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_shape", self.frustums.shape)
 
     def get_weights(self, densities: Tensor) -> Tensor:
         """Weights (R, S, 1) of densities (R, S, 1)."""
@@ -115,9 +127,30 @@ def _quantiles(sampler: PDFSampler, rays: int, count: int) -> Tensor:
     return even + torch.rand(rays, 1 if sampler.single_jitter else edges) / edges
 
 
-def _compiled(samples: RaySamples) -> CpuRaySamples:
-    samples.__class__ = CpuRaySamples  # not built anew, which would broadcast all of its tensors again
-    return samples  # type: ignore[return-value]
+def _samples(rays: RayBundle, edges: Tensor, along: Callable[[Tensor], Tensor]) -> CpuRaySamples:
+    """`RayBundle.get_ray_samples` between edges (R, S + 1), which `along` turns into distances."""
+    distances = along(edges)
+    starts, ends = distances[:, :-1, None], distances[:, 1:, None]
+
+    def of_samples(of_rays: Any) -> Any:
+        return None if of_rays is None else of_rays[:, None].expand(-1, starts.shape[1], -1)
+
+    return CpuRaySamples(
+        frustums=CpuFrustums(
+            origins=of_samples(rays.origins),
+            directions=of_samples(rays.directions),
+            starts=starts,
+            ends=ends,
+            pixel_area=of_samples(rays.pixel_area),
+        ),
+        camera_indices=of_samples(rays.camera_indices),
+        deltas=ends - starts,
+        spacing_starts=edges[:, :-1, None],
+        spacing_ends=edges[:, 1:, None],
+        spacing_to_euclidean_fn=along,
+        metadata={name: of_samples(value) for name, value in rays.metadata.items()},
+        times=of_samples(rays.times),
+    )
 
 
 def _suits(rays: Any) -> bool:
