@@ -48,7 +48,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def one_for_torch(device: torch.device | str) -> None:
-    """Let torch work with one thread from now on, if that is what trains a field on this device."""
+    """Let torch work with one thread from now on, if a field is on this device."""
     if torch.device(device).type == "cpu":
         torch.set_num_threads(1)
 

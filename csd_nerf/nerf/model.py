@@ -15,6 +15,7 @@ from csd_nerf.errors import InputError
 from csd_nerf.nerf.cpu_fields import CpuDensityField, CpuNerfactoField
 from csd_nerf.nerf.cpu_sampling import CpuProposalSampler
 from csd_nerf.nerf.hash_grid import use_fast_hash_grids
+from csd_nerf.threads import one_for_torch
 
 
 @dataclass
@@ -35,6 +36,7 @@ class CsdNerfactoModel(NerfactoModel):
 
     def populate_modules(self) -> None:
         """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
+        one_for_torch(self.kwargs["device"])
         if not (TCNN_EXISTS and torch.device(self.kwargs["device"]).type == "cuda"):
             self.config.implementation = "torch"
         with _in_place_of_nerfactos(

@@ -10,7 +10,6 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from csd_nerf.errors import InputError, exit_on_input_error, memory_explained
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.runs import find_run, read_checkpoint
-from csd_nerf.threads import one_for_torch
 
 
 @dataclass
@@ -52,7 +51,6 @@ class SceneTrainer(Trainer):
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build everything; unusable input and too little memory end the program with a message."""
-        one_for_torch(self.device)
         with exit_on_input_error(), self._memory_explained():
             super().setup(test_mode)
 
