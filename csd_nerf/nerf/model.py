@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.cpu_fields import CpuDensityField, CpuNerfactoField
-from csd_nerf.nerf.cpu_sampling import CpuProposalSampler
+from csd_nerf.nerf.cpu_sampling import CpuProposalSampler, distortion_loss, interlevel_loss
 from csd_nerf.nerf.hash_grid import use_fast_hash_grids
 from csd_nerf.threads import one_for_torch
 
@@ -61,6 +61,18 @@ class CsdNerfactoModel(NerfactoModel):
         with patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", _NoLpips):
             super().populate_modules()
 
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The parent's, with the distortion of `cpu_sampling`."""
+        with _in_place_of_nerfactos(distortion_loss=distortion_loss):
+            return super().get_metrics_dict(outputs, batch)
+
+    def get_loss_dict(
+        self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The parent's, with the proposal loss of `cpu_sampling`."""
+        with _in_place_of_nerfactos(interlevel_loss=interlevel_loss):
+            return super().get_loss_dict(outputs, batch, metrics_dict)
+
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -91,10 +103,10 @@ class CsdNerfactoModel(NerfactoModel):
 
 
 @contextmanager
-def _in_place_of_nerfactos(**classes: Callable[..., Any]) -> Iterator[None]:
-    """Let nerfacto's long method build other classes than its own, while it runs; everything else is its."""
+def _in_place_of_nerfactos(**replacements: Callable[..., Any]) -> Iterator[None]:
+    """Let nerfacto's long methods use other classes and functions, while they run; everything else is its."""
     with ExitStack() as stack:
-        for name, replacement in classes.items():
+        for name, replacement in replacements.items():
             stack.enter_context(patch(f"nerfstudio.models.nerfacto.{name}", replacement))
         yield
 
