@@ -31,6 +31,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.captured_edits import CAPTIONED, colour_distance, instruction, painted_photos  # noqa: E402
+from csd_nerf import threads as kernel_threads  # noqa: E402
 from csd_nerf.evaluation.pixels import load_lpips, lpips, psnr  # noqa: E402
 from csd_nerf.evaluation.structure import edge_correlation  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
@@ -65,11 +66,12 @@ class Options:
     points: int = 1
     """How often an edit is measured on its way, evenly; the end is one of them."""
     threads: int = 1
-    """Of torch."""
+    """Of torch and of the kernels."""
 
 
 def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
+    kernel_threads.CORES = options.threads
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}

@@ -15,10 +15,12 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import PixelSampler
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 from csd_nerf.cameras import fit_cameras, fit_photo
 from csd_nerf.errors import InputError
+from csd_nerf.pixel_rays import PixelRays
 
 
 @dataclass
@@ -40,10 +42,27 @@ class SceneDataManager(VanillaDataManager[InputDataset]):
         self._reduce(self.train_dataparser_outputs.cameras)
         return super().create_train_dataset()
 
+    def setup_train(self) -> None:
+        """Read the photos, and solve for the lens of the cameras."""
+        super().setup_train()
+        self.train_ray_generator = PixelRayGenerator(self.train_ray_generator.cameras)
+
     def _reduce(self, cameras: Cameras) -> None:
         if self.config.photo_size is not None:
             short_side = int(torch.minimum(cameras.height, cameras.width).min())
             self.config.camera_res_scale_factor = reduction(short_side, self.config.photo_size)
+
+
+class PixelRayGenerator(RayGenerator):
+    """nerfstudio's, which solves for a lens once."""
+
+    def __init__(self, cameras: Cameras) -> None:
+        super().__init__(cameras)
+        self._rays = PixelRays(cameras)
+
+    def forward(self, ray_indices: Tensor) -> RayBundle:
+        """Rays (R,) of camera, row and column (R, 3)."""
+        return self._rays(*ray_indices.to(self.cameras.device).unbind(1))
 
 
 def reduction(short_side: int, photo_size: int) -> float:

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 
+from csd_nerf.nerf.cpu_sampling import distortion_loss, interlevel_loss
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.nerf.source_field import edited_everywhere

@@ -42,6 +42,7 @@ from csd_nerf.nerf.source_field import keep_source_field
 from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.seeds import step_seed
+from csd_nerf.threads import all_for_torch
 
 
 @dataclass
@@ -410,17 +411,18 @@ class EditPipeline(PromptedPipeline):
         with torch.autocast(self.device.type, enabled=False):
             source, condition = self._source_latents(indices)
             views = draw(self.model, edit.cameras, indices)
-            targets = edit.edit(
-                RoundViews(
-                    images=views,
-                    source=source,
-                    condition=condition,
-                    prompt=self.prompt.value,
-                    guidance=self._guidance(),
-                    number=number,
-                    rounds=self.config.round_of(edit.max_steps - 1) + 1,
+            with all_for_torch():
+                targets = edit.edit(
+                    RoundViews(
+                        images=views,
+                        source=source,
+                        condition=condition,
+                        prompt=self.prompt.value,
+                        guidance=self._guidance(),
+                        number=number,
+                        rounds=self.config.round_of(edit.max_steps - 1) + 1,
+                    )
                 )
-            )
         edit.targets.put(indices, targets)
         edit.watched = (indices[0], views[0], targets[0])
         self._warn(edit.alarm.asked(views, targets))

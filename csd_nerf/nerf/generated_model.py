@@ -1,9 +1,9 @@
 """A nerfacto in a ball about the origin that starts as a soft blob before a background of its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
-from unittest.mock import patch
 
 import torch
 import tyro
@@ -11,12 +11,12 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.field_components.encodings import SHEncoding
 from nerfstudio.field_components.mlp import MLP
-from nerfstudio.fields.nerfacto_field import NerfactoField
 from nerfstudio.model_components.scene_colliders import SphereCollider
 from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 from torch.nn import functional
 
+from csd_nerf.nerf.cpu_fields import CpuNerfactoField
 from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig
 from csd_nerf.nerf.orbit_data import SCENE_RADIUS
 
@@ -46,7 +46,7 @@ class GeneratedModelConfig(CsdNerfactoModelConfig):
     """There are no poses to correct."""
 
 
-class BlobField(NerfactoField):
+class BlobField(CpuNerfactoField):
     """Nerfacto's field in the unit ball, with a density that is high about the origin from the start.
 
     Args:
@@ -67,11 +67,14 @@ class BlobField(NerfactoField):
         gradients of such a blob far up.
         """
         _, features = super().get_density(ray_samples)
-        distance = ray_samples.frustums.get_positions().norm(dim=-1, keepdim=True)
-        blob = self.blob_density * (1 - distance / self.blob_radius)
         raw: Tensor = self._density_before_activation  # type: ignore[assignment]
-        density = functional.softplus(raw.to(distance) + blob)
-        return density * (distance < SCENE_RADIUS), features
+        return self.activated(raw, ray_samples.frustums.get_positions()), features
+
+    def activated(self, raw: Tensor, positions: Tensor) -> Tensor:
+        """As of `get_density`."""
+        distance = positions.norm(dim=-1, keepdim=True)
+        blob = self.blob_density * (1 - distance / self.blob_radius)
+        return functional.softplus(raw.to(distance) + blob) * (distance < SCENE_RADIUS)
 
 
 class Environment(nn.Module):
@@ -102,15 +105,15 @@ class GeneratedModel(CsdNerfactoModel):
     """Colours (N, 3), 0..1, behind the views of a training step, for the background `random`."""
 
     def populate_modules(self) -> None:
-        """Build nerfacto about a `BlobField`."""
-        config = self.config
-        blob_field = partial(BlobField, blob_density=config.blob_density, blob_radius=config.blob_radius)
-        # As in the parent: that one name is replaced while nerfacto's long method runs.
-        with patch("nerfstudio.models.nerfacto.NerfactoField", blob_field):
-            super().populate_modules()
+        """Build nerfacto about a `BlobField`, in a ball, and what is behind."""
+        super().populate_modules()
         self.collider = SphereCollider(torch.zeros(3), SCENE_RADIUS)  # type: ignore[assignment]
-        self.environment = Environment() if config.background == "environment" else None
+        self.environment = Environment() if self.config.background == "environment" else None
         self.view_backgrounds = torch.ones(1, 3)
+
+    def _field_type(self) -> Callable[..., CpuNerfactoField]:
+        config = self.config
+        return partial(BlobField, blob_density=config.blob_density, blob_radius=config.blob_radius)
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:  # type: ignore[override]
         """The parent's, before the background."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from csd_nerf.distillation.objective import NonFiniteResidual, Objective
 from csd_nerf.nerf.rendering import RenderedViews
+from csd_nerf.threads import all_for_torch
 
 
 def losses_through_the_renderer(
@@ -38,7 +39,7 @@ def losses_through_the_renderer(
     Raises:
         NonFiniteResidual: the prior's answer is not finite.
     """
-    with torch.autocast(pictures.device.type, enabled=False):
+    with torch.autocast(pictures.device.type, enabled=False), all_for_torch():
         views.images.register_hook(refuse_non_finite)
         latents = objective.prior.encode(pictures)
         distilled = objective.gradient(latents.detach(), **question)

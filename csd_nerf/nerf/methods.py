@@ -11,7 +11,6 @@ from typing import Any
 
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
@@ -20,6 +19,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.datamanager import EditDataManagerConfig, SceneDataManagerConfig
 from csd_nerf.nerf.edit_pipeline import EditPipelineConfig
+from csd_nerf.nerf.field_adam import FieldAdamConfig
 from csd_nerf.nerf.generate import GeneratePipelineConfig
 from csd_nerf.nerf.generate_trainer import GenerateTrainerConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
@@ -64,7 +64,7 @@ class _Adam:
         decay = None
         if self.lr_final is not None:
             decay = ExponentialDecaySchedulerConfig(lr_final=self.lr_final, max_steps=self.max_steps)
-        return {"optimizer": AdamOptimizerConfig(lr=self.lr, eps=1e-15), "scheduler": decay}
+        return {"optimizer": FieldAdamConfig(lr=self.lr, eps=1e-15), "scheduler": decay}
 
 
 def read_methods(folder: Path = CONFIGS) -> dict[str, MethodSpecification]:

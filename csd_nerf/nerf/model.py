@@ -1,6 +1,7 @@
 """Nerfacto for scenes that will be edited: builds offline, and loads what stock nerfacto saved."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 from unittest.mock import patch
@@ -12,7 +13,10 @@ from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor, nn
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.cpu_fields import CpuDensityField, CpuNerfactoField
+from csd_nerf.nerf.cpu_sampling import CpuProposalSampler, distortion_loss, interlevel_loss
 from csd_nerf.nerf.hash_grid import use_fast_hash_grids
+from csd_nerf.threads import one_for_torch
 
 Implementation = Literal["tcnn", "torch"]
 """What the fields run in: tiny-cuda-nn or torch. Neither loads the weights of the other."""
@@ -36,12 +40,18 @@ class CsdNerfactoModel(NerfactoModel):
 
     def populate_modules(self) -> None:
         """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
+        one_for_torch(self.kwargs["device"])
         if not tcnn_runs_on(self.kwargs["device"]):
             self.config.implementation = "torch"
-        if self.config.lpips:
-            super().populate_modules()
-        else:
-            self._populate_without_lpips()
+        with _in_place_of_nerfactos(
+            NerfactoField=self._field_type(),
+            HashMLPDensityField=CpuDensityField,
+            ProposalNetworkSampler=CpuProposalSampler,
+        ):
+            if self.config.lpips:
+                super().populate_modules()
+            else:
+                self._populate_without_lpips()
         if self.config.predict_normals:
             return
         self.field.mlp_base.register_forward_pre_hook(_without_gradient_at(self.camera_optimizer))
@@ -60,11 +70,29 @@ class CsdNerfactoModel(NerfactoModel):
         self.field._sample_locations = self.field._density_before_activation = None
         return outputs
 
+    def _field_type(self) -> Callable[..., CpuNerfactoField]:
+        """What makes the field."""
+        return CpuNerfactoField
+
     def _populate_without_lpips(self) -> None:
         # The parent constructs LPIPS unconditionally, at the end of a long method: replacing that one
         # name while it runs is the only way to keep everything else the parent's.
         with patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", _NoLpips):
             super().populate_modules()
+
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The parent's, with the distortion of `cpu_sampling`."""
+        # The metric keeps its newest value, and must not keep the graph of a step with it.
+        seen = {**outputs, "rgb": outputs["rgb"].detach()}
+        with _in_place_of_nerfactos(distortion_loss=distortion_loss):
+            return super().get_metrics_dict(seen, batch)
+
+    def get_loss_dict(
+        self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The parent's, with the proposal loss of `cpu_sampling`."""
+        with _in_place_of_nerfactos(interlevel_loss=interlevel_loss):
+            return super().get_loss_dict(outputs, batch, metrics_dict)
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
@@ -132,6 +160,15 @@ def _without_gradient_at(poses: nn.Module) -> Callable[[nn.Module, tuple[Tensor]
         return inputs if trained else (inputs[0].detach(),)
 
     return detached
+
+
+@contextmanager
+def _in_place_of_nerfactos(**replacements: Callable[..., Any]) -> Iterator[None]:
+    """Let nerfacto's long methods use other classes and functions, while they run; everything else is its."""
+    with ExitStack() as stack:
+        for name, replacement in replacements.items():
+            stack.enter_context(patch(f"nerfstudio.models.nerfacto.{name}", replacement))
+        yield
 
 
 class _NoLpips:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from csd_nerf.nerf.cpu_sampling import distortion_loss, interlevel_loss
 from csd_nerf.nerf.source_field import edited_everywhere
 
 

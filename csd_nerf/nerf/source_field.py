@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from nerfstudio.cameras.rays import RaySamples
@@ -65,6 +66,8 @@ class _JoinedFields:
 
     def __init__(self, edited: Field, source: Field, inside: Inside | None, geometry: bool) -> None:
         self._edited = edited
+        # Its class's, as this takes the place of the instance's.
+        self._answer_of_edited = partial(type(edited).forward, edited)
         self._source = source
         self._inside = inside
         self._geometry = geometry
@@ -75,14 +78,14 @@ class _JoinedFields:
     ) -> dict[FieldHeadNames, Tensor]:
         everywhere = self._inside is None or self.everywhere
         if everywhere and not self._geometry:
-            return Field.forward(self._edited, ray_samples, compute_normals)
+            return self._answer_of_edited(ray_samples, compute_normals)
         # As to appearance codes, which the edit takes as evaluation does.
         self._source.train(self._edited.training)
         with torch.no_grad():
             outputs = dict(self._source(ray_samples, compute_normals))
         names = {FieldHeadNames.RGB} if self._geometry else outputs.keys()
         if everywhere:
-            answers = Field.forward(self._edited, ray_samples, compute_normals)
+            answers = self._answer_of_edited(ray_samples, compute_normals)
             return {**outputs, **{name: answers[name] for name in names}}
         assert self._inside is not None
         belongs = self._inside(ray_samples.frustums.get_positions())

@@ -11,6 +11,7 @@ from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
 from csd_nerf.errors import InputError
+from csd_nerf.pixel_rays import PixelRays
 
 
 class Targets:
@@ -28,6 +29,7 @@ class Targets:
 
     def __init__(self, cameras: Cameras, keep: int, photos: UInt8[Tensor, "n h w 3"] | None = None) -> None:
         self.cameras = cameras
+        self._rays = PixelRays(cameras)
         self.photos = photos
         self._keep = len(cameras) if photos is not None else keep
         self.restore()
@@ -71,9 +73,8 @@ class Targets:
         colours = self.pictures[picture, row, column].float() / 255
 
         device = self.cameras.device
-        camera = torch.tensor(self.views)[picture, None].to(device)
-        centres = torch.stack([row, column], dim=1).to(device) + 0.5
-        return self.cameras.generate_rays(camera_indices=camera, coords=centres), colours.to(device)
+        camera = torch.tensor(self.views)[picture]
+        return self._rays(camera.to(device), row.to(device), column.to(device)), colours.to(device)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the edited pictures as bytes, oldest first, and whose they are."""

@@ -169,6 +169,16 @@ def test_a_step_holds_nothing_of_the_one_before(route: str, edit_config: Make, t
         assert tinycudann.most == 5
 
 
+def test_nor_does_a_step_of_a_scene(dataset: Path, tmp_path: Path, tinycudann: Arena) -> None:
+    """Its metric keeps the last value it was asked for."""
+    config = make_config(
+        "csd-nerfacto-tiny", tmp_path, dataset, max_num_iterations=1, timestamp="scene", **SMALL
+    )
+    trainer = run(config)
+    kept = trainer.train_iteration(1)
+    assert tinycudann.alive == 0 and "psnr" in kept[2]
+
+
 def test_derivatives_by_position_are_kept_where_poses_are_trained_alone(
     edit_config: Make, dataset: Path, tmp_path: Path, tinycudann: Arena
 ) -> None:
