@@ -14,7 +14,7 @@ from csd_nerf.comparison.budget import method_config
 from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.evaluate_run import Drawn
 from csd_nerf.nerf.runs import read_checkpoint
-from csd_nerf.priors.loading import check_prior
+from csd_nerf.priors.loading import as_dtype, automatic_dtype, check_prior
 from csd_nerf.seeds import step_seed
 
 BASELINE = "in2n-baseline"
@@ -31,7 +31,8 @@ class PerViewEditor:
         recipe: as that of the methods compared with.
         seed: with the number of a picture, decides its noise.
         steps: of the sampler that the model comes with.
-        device: where it runs; half precision on a GPU.
+        device: where it runs, in the precision of the prior's U-Net; the autoencoder too, and always the
+            prior's own, for the pipeline knows no other way.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class PerViewEditor:
         self._sampling, self._prompt, self._seed, self._steps = settings.sampling, prompt, seed, steps
         self._pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
             check_prior(settings.prior) or settings.prior,
-            torch_dtype=torch.float16 if device.type == "cuda" else torch.float32,
+            torch_dtype=as_dtype(settings.prior_precision) or automatic_dtype(device),
             use_safetensors=True,
             safety_checker=None,
             requires_safety_checker=False,

@@ -476,10 +476,11 @@ class EditPipeline(PromptedPipeline):
         for index in indices:
             if index not in edit.source_latents:
                 photo = self.datamanager.train_photos([index], edit.height, edit.width)
-                shown = self._source_depth(index) if prior.shown == "depth" else photo
-                edit.source_latents[index] = (prior.encode(photo)[0].cpu(), prior.condition(shown)[0].cpu())
-        source, condition = zip(*(edit.source_latents[index] for index in indices), strict=True)
-        return torch.stack(source).to(self.device), torch.stack(condition).to(self.device)
+                shown = self._source_depth(index) if prior.shown == "depth" else None
+                latents, condition = prior.encode_source(photo, shown)
+                edit.source_latents[index] = (latents[0].cpu(), condition[0].cpu())
+        sources, conditions = zip(*(edit.source_latents[index] for index in indices), strict=True)
+        return torch.stack(sources).to(self.device), torch.stack(conditions).to(self.device)
 
     def _source_depth(self, index: int) -> Tensor:
         """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
