@@ -14,6 +14,7 @@ from csd_nerf.comparison.budget import method_config
 from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.evaluate_run import Drawn
 from csd_nerf.nerf.runs import read_checkpoint
+from csd_nerf.priors.folder import variant_of
 from csd_nerf.priors.loading import as_dtype, automatic_dtype, check_prior
 from csd_nerf.seeds import step_seed
 
@@ -43,8 +44,10 @@ class PerViewEditor:
         settings = method_config(BASELINE, recipe).pipeline
         self.prior: str = settings.prior
         self._sampling, self._prompt, self._seed, self._steps = settings.sampling, prompt, seed, steps
+        folder = check_prior(settings.prior)
         self._pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-            check_prior(settings.prior) or settings.prior,
+            folder or settings.prior,
+            variant=variant_of(folder) if folder else None,
             torch_dtype=as_dtype(settings.prior_precision) or automatic_dtype(device),
             use_safetensors=True,
             safety_checker=None,

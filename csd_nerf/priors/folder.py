@@ -122,6 +122,12 @@ def find_weights(folder: Path, stem: str) -> Weights:
     return Weights(missing=(f"{stem}.safetensors" + (".index.json" if shards else ""),))
 
 
+def variant_of(folder: Path) -> str | None:
+    """The variant by which a pipeline of diffusers finds all weights in a folder that was checked."""
+    found = [find_weights(folder / part, stem).variant for part, stem in WEIGHTS.items()]
+    return HALF if HALF in found else None
+
+
 def check_model_weights(folder: Path, stem: str, kind: str) -> None:
     """Check that the weights of a model in a folder of its own are there and whole.
 
