@@ -144,6 +144,19 @@ def test_devices_that_are_not_there(small: Make, capsys: Any, device: str, said:
     assert re.search(said, refusal(small(pipeline__prior_device=device), capsys))
 
 
+def test_the_published_gradient_comes_through(small: Make, monkeypatch: Any) -> None:
+    """The same, whichever device the prior is on; there are no rounds to be ahead with."""
+    scenes = []
+    for there in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(prompted, "same_device", lambda one, other, there=there: not there)
+            changes = {"pipeline__route": "gradient", "timestamp": f"apart-{there}"}
+            pipeline = run(small(max_num_iterations=2, **changes)).pipeline
+        assert isinstance(pipeline._edit.prior, Elsewhere) == there and pipeline._edit.ahead is None
+        scenes.append(pipeline.model.state_dict())
+    assert all(torch.equal(value, scenes[1][name]) for name, value in scenes[0].items())
+
+
 # ------------------------------------------------------------------------------------------ ahead
 
 
