@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from huggingface_hub.utils import filter_repo_objects
 from prior_folders import edit_json
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,7 @@ from csd_nerf.bundled import bundled_path
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior, check_prior, load_prior
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "text_encoder/model.safetensors"
 WEIGHTS = (UNET, "vae/diffusion_pytorch_model.safetensors", TEXT_ENCODER)
