@@ -394,3 +394,14 @@ def test_another_render_size_cannot_go_on_with_the_pictures(small: Make, capsys:
     folder = run(small("in2n-baseline", max_num_iterations=2)).base_dir
     changes = {"load_dir": folder, "prompt": None, "pipeline__render_size": 24}
     assert "--pipeline.render-size" in refusal(small("in2n-baseline", **changes), capsys)
+
+
+def test_a_photo_goes_through_the_autoencoder_once(small: Make, monkeypatch: Any) -> None:
+    pipeline = run(small("csd-edit", max_num_iterations=1)).pipeline
+    prior, seen = pipeline._edit.prior, []
+    encode = prior.vae.encode
+    monkeypatch.setattr(prior.vae, "encode", lambda pictures: seen.append(len(pictures)) or encode(pictures))
+    pipeline._edit.source_latents.clear()
+    pipeline._source_latents([0, 1])
+    pipeline._source_latents([1, 0])
+    assert seen == [1, 1]
