@@ -183,7 +183,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
             value = getattr(self, name)
             check(value >= 0, option(f"pipeline.{name}"), expected=meaning, got=value)
         check(
-            not self.kept_views or self.kept_views >= self.particles,
+            self.route == "gradient" or not self.kept_views or self.kept_views >= self.particles,
             option("pipeline.kept_views"),
             expected=f"at least {self.particles}, the views of a round, or 0 for every training view",
             got=self.kept_views,

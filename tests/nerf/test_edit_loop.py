@@ -385,6 +385,10 @@ def test_bad_input(method: str, changes: dict[str, Any], said: str, small: Make,
     assert said in refusal(small(method, **changes), capsys)
 
 
+def test_the_published_gradient_keeps_no_views_that_could_be_too_few(small: Make) -> None:
+    small("csd-edit", pipeline__kept_views=2, pipeline__route="gradient").pipeline.check()
+
+
 def test_a_text_to_image_model_is_refused(small: Make, text_to_image_folder: Path, capsys: Any) -> None:
     for method in DATASET_METHODS:
         assert "text-to-image" in refusal(small(method, pipeline__prior=str(text_to_image_folder)), capsys)
