@@ -35,8 +35,9 @@ from unittest.mock import patch
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path += [str(Path(__file__).resolve().parents[1] / "tests"), str(Path(__file__).resolve().parent)]
 
+from full_size import random_prior  # noqa: E402
 from memory import peak_bytes  # noqa: E402
 
 from csd_nerf.nerf.cost import memory_in_use  # noqa: E402
@@ -160,7 +161,7 @@ def begun_edit(setting: Setting, folder: Path) -> Any:
     config.prompt, config.picture_views, config.picture_size = "make it night", 1, 32
     torch.manual_seed(0)
     pipeline = config.setup(device=setting.device, test_mode="val")
-    with full_size_prior(setting) if setting.full_size else nullcontext():
+    with full_size_prior(setting.device) if setting.full_size else nullcontext():
         pipeline.begin_edit(pipeline.state_dict(), seed=0, max_steps=1000, origin="random weights")
     pipeline.train()
     return pipeline
@@ -190,7 +191,6 @@ def timed_step(
 def timed_parts(device: str, pipeline: Any) -> Iterator[dict[str, float]]:
     """Time the functions that a step is made of, where it calls them; yields seconds by part."""
     seconds: dict[str, float] = defaultdict(float)
-    prior = pipeline._edit.prior
 
     def timed(part: str, owner: Any, name: str) -> Any:
         function = getattr(owner, name)
@@ -203,61 +203,36 @@ def timed_parts(device: str, pipeline: Any) -> Iterator[dict[str, float]]:
 
         return patch.object(owner, name, wrapped)
 
-    loop, objective = (
-        sys.modules[f"csd_nerf.{name}"] for name in ("nerf.edit_pipeline", "distillation.objective")
-    )
     with ExitStack() as timers:
-        for part, owner, name in (
-            ("draw", loop, "render_views"),
-            ("draw", loop, "draw"),
-            ("encode", prior, "encode"),
-            ("decode", prior, "decode"),
-            ("unet", prior, "predict_noise"),
-            ("transport", objective, "stein_kernel"),
-            ("transport", objective, "stein_direction"),
-            ("round", pipeline, "_begin_round"),
-            ("round", pipeline, "_check_followed"),  # draws a view, too
-            ("fit", pipeline._edit.fit, "losses"),
-        ):
+        for part, owner, name in functions_of(pipeline):
             timers.enter_context(timed(part, owner, name))
         yield seconds
 
 
-@contextmanager
-def full_size_prior(setting: Setting) -> Iterator[None]:
-    """Let `load_prior` give a prior of InstructPix2Pix's architecture with random weights."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-
-    from csd_nerf.priors import NoiseSchedule
-    from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
-
-    dtype = torch.float16 if setting.device == "cuda" else torch.float32
-    unet = UNet2DConditionModel(in_channels=8, cross_attention_dim=768, sample_size=64)
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        sample_size=512,
+def functions_of(pipeline: Any) -> list[tuple[str, Any, str]]:
+    """The functions that a step is made of: which part each is, where it is called, and by which name."""
+    loop, objective = (
+        sys.modules[f"csd_nerf.{name}"] for name in ("nerf.edit_pipeline", "distillation.objective")
     )
-    alphas = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    prior = pipeline._edit.prior
+    return [
+        ("draw", loop, "render_views"),
+        ("draw", loop, "draw"),
+        ("encode", prior, "encode"),
+        ("decode", prior, "decode"),
+        ("unet", prior, "predict_noise"),
+        ("transport", objective, "stein_kernel"),
+        ("transport", objective, "stein_direction"),
+        ("round", pipeline, "_begin_round"),
+        ("round", pipeline, "_check_followed"),  # draws a view, too
+        ("fit", pipeline._edit.fit, "losses"),
+    ]
 
-    class FullSize(InstructPix2Pix):
-        def embed(self, prompts: Any) -> torch.Tensor:
-            return torch.randn(len(prompts), 77, 768, device=self.device)
 
-    def load(name: str, *, unet_batch_size: int, vae_batch_size: int, **_: Any) -> InstructPix2Pix:
-        return FullSize(
-            unet=unet.to(setting.device, dtype),
-            vae=vae.to(setting.device),
-            load_text=list,  # `embed` asks for none
-            schedule=NoiseSchedule.from_alphas_cumprod(alphas),
-            unet_batch_size=unet_batch_size,
-            vae_batch_size=vae_batch_size,
-        )
-
-    with patch("csd_nerf.priors.load_prior", load):
+@contextmanager
+def full_size_prior(device: str) -> Iterator[None]:
+    """Let `load_prior` give a prior of InstructPix2Pix's architecture with random weights."""
+    with patch("csd_nerf.priors.load_prior", lambda name, **options: random_prior(device)):
         yield
 
 

@@ -313,7 +313,7 @@ def test_unreadable_files_are_named(folder: Path) -> None:
 def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
     channels = json.loads((folder / "unet/config.json").read_text())["block_out_channels"]
     edit_json(folder / "unet/config.json", block_out_channels=[2 * width for width in channels])
-    with pytest.raises(InputError, match="the unet in .* cannot be loaded"):
+    with pytest.raises(InputError, match="the UNet2DConditionModel in .*unet cannot be loaded"):
         load_prior(str(folder), device="cpu")
 
 

@@ -14,7 +14,8 @@ from csd_nerf.comparison.budget import method_config
 from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.evaluate_run import Drawn
 from csd_nerf.nerf.runs import read_checkpoint
-from csd_nerf.priors.loading import check_prior
+from csd_nerf.priors.folder import variant_of
+from csd_nerf.priors.loading import as_dtype, automatic_dtype, check_prior
 from csd_nerf.seeds import step_seed
 
 BASELINE = "in2n-baseline"
@@ -31,7 +32,8 @@ class PerViewEditor:
         recipe: as that of the methods compared with.
         seed: with the number of a picture, decides its noise.
         steps: of the sampler that the model comes with.
-        device: where it runs; half precision on a GPU.
+        device: where it runs, in the precision of the prior's U-Net; the autoencoder too, and always the
+            prior's own, for the pipeline knows no other way.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class PerViewEditor:
         settings = method_config(BASELINE, recipe).pipeline
         self.prior: str = settings.prior
         self._sampling, self._prompt, self._seed, self._steps = settings.sampling, prompt, seed, steps
+        folder = check_prior(settings.prior)
         self._pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-            check_prior(settings.prior) or settings.prior,
-            torch_dtype=torch.float16 if device.type == "cuda" else torch.float32,
+            folder or settings.prior,
+            variant=variant_of(folder) if folder else None,
+            torch_dtype=as_dtype(settings.prior_precision) or automatic_dtype(device),
             use_safetensors=True,
             safety_checker=None,
             requires_safety_checker=False,

@@ -85,7 +85,7 @@ def density_backward(
 
 @compiled
 def field(samples, positions, of_rays, space, grid, weights, biases, kept, raw, inside, colours):
-    """Raw density and colour of `NerfactoField`.
+    """Raw density and colour of `NerfactoField`; raw is in front of the last function, which torch does.
 
     Args:
         samples: (first, last), the run of them to work on; `first` begins a block.
@@ -96,19 +96,20 @@ def field(samples, positions, of_rays, space, grid, weights, biases, kept, raw, 
         weights: of two layers of the base, (H, 2 levels), (1 + G, H), and of three of the colour network,
             (C, G), (C, C), (3, C), the first for what comes from the base alone.
         biases: (H,), (1 + G,), of the colour network's layers but the first, (C,), (3,).
-        kept: positions (K, 3, B), features (K, 2 levels, B), layers (K, H, B), (K, 1 + G, B), (K, C, B),
-            (K, C, B) and colours (K, 3, B), written; a block's are at its number, or all at 0 where K is 1.
+        kept: positions (K, 3, B), features (K, 2 levels, B), layers (K, H, B), (K, 1 + G, B), (K, C, B) and
+            (K, C, B), written; a block's are at its number, or all at 0 where K is 1.
         raw: (N,), written.
         inside: (N,), written: 1 where the grid reaches, else 0.
-        colours: (N, 3), 0..1, written.
+        colours: (N, 3), in front of their sigmoid, written.
     """
     first, last = samples
     per_ray = positions.shape[0] // of_rays.shape[0]
+    shown = np.empty((3, BLOCK), np.float32)
     for start in range(first, last, BLOCK):
         count = min(BLOCK, last - start)
         slot = min(start // BLOCK, kept[0].shape[0] - 1)
         unit, features, hidden, base = kept[0][slot], kept[1][slot], kept[2][slot], kept[3][slot]
-        second, third, shown = kept[4][slot], kept[5][slot], kept[6][slot]
+        second, third = kept[4][slot], kept[5][slot]
         _base(
             positions, start, count, space, grid, weights, biases, unit, inside, features, hidden, base,
         )  # fmt: skip
@@ -128,11 +129,9 @@ def field(samples, positions, of_rays, space, grid, weights, biases, kept, raw, 
         cut_negative(third, count)
         spread(biases[3], shown, count)
         multiply_add(weights[4], third, shown, count)
-        for row in range(3):
-            for sample in range(count):
-                value = np.float32(1) / (np.float32(1) + np.exp(-shown[row, sample]))
-                shown[row, sample] = value
-                colours[start + sample, row] = value
+        for sample in range(count):
+            for row in range(3):
+                colours[start + sample, row] = shown[row, sample]
 
 
 @compiled
@@ -167,13 +166,10 @@ def field_backward(
     for start in range(first, last, BLOCK):
         count = min(BLOCK, last - start)
         slot = start // BLOCK
-        base, second, third, shown = kept[3][slot], kept[4][slot], kept[5][slot], kept[6][slot]
-        for row in range(3):
-            for sample in range(count):
-                value = shown[row, sample]
-                shown_gradient[row, sample] = (
-                    colour_gradient[start + sample, row] * value * (np.float32(1) - value)
-                )
+        base, second, third = kept[3][slot], kept[4][slot], kept[5][slot]
+        for sample in range(count):
+            for row in range(3):
+                shown_gradient[row, sample] = colour_gradient[start + sample, row]
         add_outer(shown_gradient, third, weight_gradients[4], count)
         add_sums(shown_gradient, bias_gradients[3], count)
         spread(zeros[:width], third_gradient, count)

@@ -65,7 +65,7 @@ def field(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n 3"]]:
-    """Raw density, 1 where the grid reaches and 0 elsewhere, and colours (0..1), of nerfacto's field.
+    """Raw density, 1 where the grid reaches and 0 elsewhere, and raw colours, of nerfacto's field.
 
     Args:
         positions: in the scene, N / R of every ray, one ray after the other.
@@ -127,7 +127,7 @@ class _Field(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights, biases = network[:5], network[5:]
         width = of_rays.shape[1]
-        rows = (3, weights[0].shape[1], weights[1].shape[1], weights[1].shape[0], width, width, 3)
+        rows = (3, weights[0].shape[1], weights[1].shape[1], weights[1].shape[0], width, width)
         raw, inside = positions.new_empty(2, len(positions))
         colours = torch.empty_like(positions)
         grid = _levels(table, cells)

@@ -23,11 +23,11 @@ def weights(rays, densities, lengths, result):
         result: (R, S), written; 0 where a density is not a number, as nerfstudio has it.
     """
     for ray in range(rays[0], rays[1]):
-        passed = np.float32(0)
+        left = np.float32(1)  # of the light
         for sample in range(densities.shape[1]):
-            depth = densities[ray, sample] * lengths[ray, sample]
-            share = (np.float32(1) - np.exp(-depth)) * np.exp(-passed)
-            passed += depth
+            passes = np.exp(-densities[ray, sample] * lengths[ray, sample])
+            share = left * (np.float32(1) - passes)
+            left *= passes
             result[ray, sample] = share if share == share else np.float32(0)
 
 

@@ -141,7 +141,7 @@ def _checked_data(data: Path) -> Path:
 def _checked_prior(prior: str) -> str:
     from csd_nerf.bundled import BUNDLED_PRIORS
     from csd_nerf.distillation.residuals import check_fit
-    from csd_nerf.priors.folder import is_image_conditioned
+    from csd_nerf.priors.folder import download_command, is_image_conditioned
     from csd_nerf.priors.loading import check_prior
 
     folder = check_prior(prior)
@@ -150,7 +150,7 @@ def _checked_prior(prior: str) -> str:
             f"the demo does not fetch a prior, and {prior} is not on this machine",
             expected="tiny-instruct, or a local folder of an InstructPix2Pix in diffusers format",
             got=repr(prior),
-            hint=f"fetch it first (`hf download {prior} --local-dir FOLDER`) and pass the folder; for "
+            hint=f"fetch it first (`{download_command(prior, 'FOLDER')}`) and pass the folder; for "
             "full-size models there is `ns-train csd-edit`, on a GPU",
         )
     check_fit("csd-edit", image_conditioned=is_image_conditioned(folder))

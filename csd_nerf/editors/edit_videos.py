@@ -244,9 +244,9 @@ def _encode(
         small = resized(frame.detach().float().cpu(), height, width)
         digest.update((small * 65535).round().int().numpy().tobytes())
         picture = reflected(small, *padded)[None].to(prior.device)
-        with torch.no_grad():
-            latents.append(prior.encode(picture))
-            conditions.append(prior.condition(picture))
+        frame_latents, frame_condition = prior.encode_source(picture)
+        latents.append(frame_latents)
+        conditions.append(frame_condition)
         done(number)
     return torch.cat(latents), torch.cat(conditions), digest.hexdigest()
 

@@ -52,6 +52,12 @@ class EditSettings:
     """Where to compute; auto takes a CUDA GPU if there is one."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the U-Net; auto takes float16 on a GPU, float32 on a CPU."""
+    vae: str = ""
+    """Another autoencoder for the prior, a hub id or a folder in diffusers format: one retrained, or a small
+    fast one such as madebyollin/taesd (for Stable Diffusion 1 and 2). Empty for the prior's own."""
+    vae_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the autoencoder; auto takes bfloat16 on a GPU that has it, unless the autoencoder asks
+    for more, and float32 on a CPU."""
     unet_batch_size: int = 20
     """U-Net rows evaluated at a time (csd-edit has 5 per particle); bounds memory."""
 
@@ -87,8 +93,8 @@ class EditSettings:
                 cannot answer, no source prompt for a method that needs one.
         """
         from csd_nerf.distillation.residuals import check_fit
+        from csd_nerf.priors import check_prior, check_vae
         from csd_nerf.priors.folder import is_image_conditioned
-        from csd_nerf.priors.loading import check_prior
 
         for prompt in prompts:
             check(
@@ -112,6 +118,7 @@ class EditSettings:
         folder = check_prior(self.prior)
         if folder is not None:
             check_fit(config.residual, image_conditioned=is_image_conditioned(folder))
+        check_vae(self.vae, folder)
 
     def load_prior(self) -> "Prior":
         """The prior, where and as these settings say.
@@ -121,7 +128,7 @@ class EditSettings:
         """
         import torch
 
-        from csd_nerf.priors import load_prior
+        from csd_nerf.priors import as_dtype, load_prior
 
         device = self.device
         if device == "auto":
@@ -129,7 +136,9 @@ class EditSettings:
         return load_prior(
             self.prior,
             device=device,
-            dtype=None if self.precision == "auto" else getattr(torch, self.precision),
+            dtype=as_dtype(self.precision),
+            vae=self.vae,
+            vae_dtype=as_dtype(self.vae_precision),
             unet_batch_size=self.unet_batch_size,
         )
 
@@ -141,7 +150,7 @@ class EditSettings:
 
     def outcome(self) -> dict[str, Any]:
         """Everything that decides the outcome, as JSON: an edit can only go on with the same."""
-        machine = ("device", "precision", "unet_batch_size")
+        machine = ("device", "precision", "vae_precision", "unet_batch_size")
         mine = {name: value for name, value in dataclasses.asdict(self).items() if name not in machine}
         descent, objective = dataclasses.asdict(self.descent()), dataclasses.asdict(self.objective_config())
         return {**mine, **descent, **objective}

@@ -49,8 +49,7 @@ def encode_tiles(
     pixels = grid.enlarged(factor)
     for number, place in enumerate(grid.places, start=1):
         part = pixels.part(place, picture[None]).to(prior.device)
-        with torch.no_grad():
-            encoded = prior.encode(part), prior.condition(part)
+        encoded = prior.encode_source(part)
         if not results:
             results = [latents.new_zeros(1, latents.shape[1], height, width) for latents in encoded]
         for latents, result in zip(encoded, results, strict=True):

@@ -25,8 +25,8 @@ class Cost:
         unet_evaluations: rows that the U-Net has evaluated.
         seconds: wall time of the steps, pictures and checkpoints on the way and pauses included; without
             start-up, final pictures and turntable.
-        peak_memory_mib: most memory in use at a time, in MiB: of the whole GPU, by all that runs on it, or of
-            the whole process on a CPU. None where the system does not tell.
+        peak_memory_mib: most memory in use at a time, in MiB: of the scene's GPU, by all that runs on it, or
+            of the whole process on a CPU. None where the system does not tell.
         device: the GPU's name, or `cpu`.
     """
 

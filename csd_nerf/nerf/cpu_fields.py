@@ -64,7 +64,7 @@ class CpuNerfactoField(NerfactoField):
         )
         raw, inside = (values.view(*positions.shape[:-1], 1) for values in (raw, inside))
         return {
-            FieldHeadNames.RGB: colours.view(positions.shape),
+            FieldHeadNames.RGB: colours.sigmoid().view(positions.shape),
             FieldHeadNames.DENSITY: self.activated(raw, positions) * inside,
         }
 

@@ -28,6 +28,7 @@ from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.schedule import TimestepRange
 from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
+from csd_nerf.nerf.edit_ahead import EditAhead
 from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
 from csd_nerf.nerf.edits import EDITS, Edit, RoundViews
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
@@ -41,6 +42,7 @@ from csd_nerf.nerf.rendering import holding, render_still, render_views
 from csd_nerf.nerf.source_field import keep_source_field
 from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.priors.control import ControlConfig
+from csd_nerf.priors.elsewhere import Elsewhere
 from csd_nerf.seeds import step_seed
 from csd_nerf.threads import all_for_torch
 
@@ -187,7 +189,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
             value = getattr(self, name)
             check(value >= 0, option(f"pipeline.{name}"), expected=meaning, got=value)
         check(
-            not self.kept_views or self.kept_views >= self.particles,
+            self.route == "gradient" or not self.kept_views or self.kept_views >= self.particles,
             option("pipeline.kept_views"),
             expected=f"at least {self.particles}, the views of a round, or 0 for every training view",
             got=self.kept_views,
@@ -262,6 +264,7 @@ class EditPipeline(PromptedPipeline):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The parent's, where the edit shows, and while it runs what the scene is fitted to."""
+        ahead = self._edit.ahead.state() if self._edit and self._edit.ahead else None  # waits, and so counts
         state = super().get_extra_state()
         if self._box:
             state["current"] |= self._box.current()
@@ -270,6 +273,7 @@ class EditPipeline(PromptedPipeline):
         if self._edit is not None and self.config.route == "loop":
             state["targets"] = self._edit.targets.state()
             state["round"] = self._edit.round
+            state["ahead"] = ahead
         return state
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -280,6 +284,8 @@ class EditPipeline(PromptedPipeline):
         if self._edit is not None and self.config.route == "loop":
             self._edit.targets.load_state(state["targets"])
             self._edit.round = state["round"]
+            if self._edit.ahead:
+                self._edit.ahead.load_state(state.get("ahead"))  # absent from runs before there was any
 
     def _configured(self) -> dict[str, Any]:
         guidance = self.config.guidance
@@ -356,6 +362,8 @@ class EditPipeline(PromptedPipeline):
             self.datamanager.rays_per_step = views * height * width
         else:
             self._edit.edit = EDITS[config.edit](config, prior)
+            if isinstance(prior, Elsewhere):
+                self._edit.ahead = EditAhead(self._edit.edit, torch.device(self.device))
             self.datamanager.rays_per_step = manager.train_num_rays_per_batch
         # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
         prior.embed(config.texts)
@@ -405,27 +413,39 @@ class EditPipeline(PromptedPipeline):
 
     @torch.no_grad()
     def _begin_round(self, edit: "RunningEdit", number: int) -> None:
-        """Draw views of the scene as it is, and keep what they should look like."""
+        """Keep what views should look like, of the scene as it is or, edited ahead, as it was a round ago."""
         assert edit.edit is not None
-        indices = edit.sampler(number)
+        indices, rounds = edit.sampler(number), self.config.round_of(edit.max_steps - 1) + 1
         with torch.autocast(self.device.type, enabled=False):
-            source, condition = self._source_latents(indices)
-            views = draw(self.model, edit.cameras, indices)
-            with all_for_torch():
-                targets = edit.edit(
-                    RoundViews(
-                        images=views,
-                        source=source,
-                        condition=condition,
-                        prompt=self.prompt.value,
-                        guidance=self._guidance(),
-                        number=number,
-                        rounds=self.config.round_of(edit.max_steps - 1) + 1,
-                    )
-                )
+            edited = edit.ahead.take(number) if edit.ahead else None
+            if edited is None:
+                drawn = self._round_views(edit, number, rounds)
+                with all_for_torch():
+                    edited = drawn.images, edit.edit(drawn)
+            if edit.ahead and number + 1 < rounds:
+                edit.ahead.begin(self._round_views(edit, number + 1, rounds))
+        views, targets = edited
         edit.targets.put(indices, targets)
         edit.watched = (indices[0], views[0], targets[0])
         self._warn(edit.alarm.asked(views, targets))
+
+    def _round_views(self, edit: "RunningEdit", number: int, rounds: int) -> RoundViews:
+        """The views of a round, of the scene as it is, and what is asked of them."""
+        indices = edit.sampler(number)
+        source, condition = self._source_latents(indices)
+        images = draw(self.model, edit.cameras, indices)
+        # A thread that edits them has random numbers of its own, which follow from this step all the same.
+        seed = int(torch.randint(2**62, ())) if edit.ahead else None
+        return RoundViews(
+            images=images,
+            source=source,
+            condition=condition,
+            prompt=self.prompt.value,
+            guidance=self._guidance(),
+            number=number,
+            rounds=rounds,
+            generator=None if seed is None else torch.Generator().manual_seed(seed),
+        )
 
     def _check_followed(self, edit: "RunningEdit") -> None:
         """See what a round has done to one of its views."""
@@ -482,10 +502,11 @@ class EditPipeline(PromptedPipeline):
         for index in indices:
             if index not in edit.source_latents:
                 photo = self.datamanager.train_photos([index], edit.height, edit.width)
-                shown = self._source_depth(index) if prior.shown == "depth" else photo
-                edit.source_latents[index] = (prior.encode(photo)[0].cpu(), prior.condition(shown)[0].cpu())
-        source, condition = zip(*(edit.source_latents[index] for index in indices), strict=True)
-        return torch.stack(source).to(self.device), torch.stack(condition).to(self.device)
+                shown = self._source_depth(index) if prior.shown == "depth" else None
+                latents, condition = prior.encode_source(photo, shown)
+                edit.source_latents[index] = (latents[0].cpu(), condition[0].cpu())
+        sources, conditions = zip(*(edit.source_latents[index] for index in indices), strict=True)
+        return torch.stack(sources).to(self.device), torch.stack(conditions).to(self.device)
 
     def _source_depth(self, index: int) -> Tensor:
         """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
@@ -589,6 +610,8 @@ class EditPipeline(PromptedPipeline):
                 optimizer.state.clear()
         self._edit.targets.restore()
         self._edit.round = None
+        if self._edit.ahead:
+            self._edit.ahead.forget()
 
 
 @dataclass(kw_only=True)
@@ -605,6 +628,7 @@ class RunningEdit(Running):
         targets: what the scene is fitted to.
         fit: how.
         edit: what makes targets of views; of the loop alone.
+        ahead: edits the views of the next round meanwhile; of a prior with a device of its own.
         objective: of the route gradient alone.
         alarm: watches for an edit that does nothing.
         round: number of the newest; None before the first.
@@ -620,6 +644,7 @@ class RunningEdit(Running):
     targets: Targets
     fit: Fit
     edit: Edit | None = None
+    ahead: EditAhead | None = None
     objective: Objective | None = None
     round: int | None = None
     watched: tuple[int, Tensor, Tensor] | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -36,6 +37,7 @@ class RoundViews:
         guidance: scales of both kinds.
         number: of the round, 0-based.
         rounds: of the whole edit.
+        generator: source of all that is random in the edit; None is torch's own.
     """
 
     images: Float[Tensor, "n 3 height width"]
@@ -45,6 +47,7 @@ class RoundViews:
     guidance: Guidance
     number: int
     rounds: int
+    generator: torch.Generator | None = None
 
 
 Edit = Callable[[RoundViews], Float[Tensor, "n 3 height width"]]
@@ -78,6 +81,7 @@ def descend(settings: EditPipelineConfig, prior: Prior) -> Edit:
             descent=descent,
             first_step=views.number * descent.steps,
             of_steps=views.rounds * descent.steps,
+            generator=views.generator,
         )
         return views.images + prior.decode(end) - prior.decode(start)
 
@@ -101,8 +105,9 @@ def sample(settings: EditPipelineConfig, prior: Prior) -> Edit:
                 views.condition,
                 prompt=views.prompt,
                 guidance=views.guidance,
-                start=sampling.start.sample(prior.schedule.num_timesteps),
+                start=sampling.start.sample(prior.schedule.num_timesteps, generator=views.generator),
                 steps=sampling.steps,
+                generator=views.generator,
             )
         )
 

@@ -25,6 +25,9 @@ from torch.nn import Parameter
 from csd_nerf.errors import check, check_at_least, option
 from csd_nerf.nerf.model import CsdNerfactoModel
 from csd_nerf.nerf.rendering import train_proposals_always
+from csd_nerf.priors import check_prior, check_vae
+from csd_nerf.priors.elsewhere import Elsewhere, same_device
+from csd_nerf.priors.loading import check_device
 
 if TYPE_CHECKING:
     from csd_nerf.priors import Prior
@@ -40,12 +43,22 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
     prior: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """Diffusion model: a hub id, a folder in diffusers format, or the name of one that ships with the
     package."""
+    prior_device: str = ""
+    """Device of the diffusion model, such as `cuda:1`, where it is not to be on that of the scene. The views
+    of an edit's next round are then edited while the scene is fitted to those of this one."""
     prior_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the diffusion model; `auto` takes what its device is fast in."""
+    vae: str = ""
+    """Another autoencoder for the prior, a hub id or a folder in diffusers format: one retrained, or a small
+    fast one such as madebyollin/taesd (for Stable Diffusion 1 and 2). Empty for the prior's own."""
+    vae_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the autoencoder; `auto` takes bfloat16 on a GPU that has it, unless the autoencoder
+    asks for more, and float32 on a CPU."""
     unet_batch_size: int = 20
     """U-Net rows evaluated at a time; bounds the diffusion model's memory."""
     vae_batch_size: int = 1
-    """Views encoded at a time; bounds the autoencoder's memory."""
+    """Views encoded at a time; bounds the autoencoder's memory. Where a gradient goes through it and not all
+    views are in one batch, it encodes twice."""
     compile_unet: bool = False
     """Run the U-Net through torch.compile: a minute of start-up, then faster steps on a GPU."""
     picture_views: int = 4
@@ -66,7 +79,7 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
         """Refuse numbers that a step cannot work with.
 
         Raises:
-            InputError: naming the option.
+            InputError: naming the option; an autoencoder that the prior cannot have; an absent device.
         """
         for name in ("unet_batch_size", "vae_batch_size", "picture_views", "picture_size"):
             check_at_least(f"pipeline.{name}", getattr(self, name), 1)
@@ -79,6 +92,10 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
             expected="an even number, as the video needs",
             got=self.picture_size,
         )
+        if self.prior_device:
+            check_device(self.prior_device)
+        if self.vae:
+            check_vae(self.vae, check_prior(self.prior))
 
     @abstractmethod
     def check_prior(self, *, image_conditioned: bool) -> None:
@@ -184,18 +201,22 @@ class PromptedPipeline(VanillaPipeline):
         }
 
     def _load_prior(self) -> "Prior":
-        from csd_nerf.priors import load_prior  # pulls in diffusers and transformers
+        from csd_nerf.priors import as_dtype, load_prior
 
         config = self.config
-        return load_prior(
+        device = config.prior_device or self.device
+        prior = load_prior(
             config.prior,
-            device=self.device,
-            dtype=None if config.prior_precision == "auto" else getattr(torch, config.prior_precision),
+            device=device,
+            dtype=as_dtype(config.prior_precision),
+            vae=config.vae,
+            vae_dtype=as_dtype(config.vae_precision),
             unet_batch_size=config.unet_batch_size,
             vae_batch_size=config.vae_batch_size,
             compile_unet=config.compile_unet,
             **self._prior_options(),
         )
+        return prior if same_device(device, self.device) else Elsewhere(prior, torch.device(self.device))
 
     def _prior_options(self) -> dict[str, Any]:
         """What else `load_prior` is to be told."""

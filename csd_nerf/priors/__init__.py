@@ -3,8 +3,18 @@
 Light to import: diffusers and transformers are loaded by `load_prior`, not here.
 """
 
+from csd_nerf.priors.autoencoder import check_vae
 from csd_nerf.priors.base import NoiseSchedule, Prior
 from csd_nerf.priors.control import ControlConfig, check_control
-from csd_nerf.priors.loading import check_prior, load_prior
+from csd_nerf.priors.loading import as_dtype, check_prior, load_prior
 
-__all__ = ["ControlConfig", "NoiseSchedule", "Prior", "check_control", "check_prior", "load_prior"]
+__all__ = [
+    "ControlConfig",
+    "NoiseSchedule",
+    "Prior",
+    "as_dtype",
+    "check_control",
+    "check_prior",
+    "check_vae",
+    "load_prior",
+]

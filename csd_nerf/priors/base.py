@@ -39,6 +39,11 @@ class NoiseSchedule:
         return self.alphas[t].item() * latents + self.sigmas[t].item() * noise
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The order of a picture's numbers in memory that convolutions are fast in."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format  # slower on CPUs
+
+
 class Prior(ABC):
     """A frozen diffusion model that says how pictures should change.
 
@@ -81,8 +86,8 @@ class Prior(ABC):
     def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
         """Scaled latents, the mode of the posterior; differentiable with respect to the pictures.
 
-        Works through `vae_batch_size` pictures at a time and recomputes them in the backward pass, so that
-        peak memory does not grow with n beyond pictures and latents.
+        Works through `vae_batch_size` pictures at a time and, where there are more, recomputes them in the
+        backward pass, so that peak memory does not grow with n beyond pictures and latents.
 
         Raises:
             InputError: a side is not divisible by `vae_factor`.
@@ -92,8 +97,7 @@ class Prior(ABC):
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         """Pictures of scaled latents, clamped to 0..1; differentiable with respect to the latents.
 
-        Works through `vae_batch_size` pictures at a time and recomputes them in the backward pass, as
-        `encode` does.
+        Works through `vae_batch_size` pictures at a time, as `encode` does.
         """
 
     @abstractmethod
@@ -117,6 +121,23 @@ class Prior(ABC):
         Raises:
             InputError: a side is not divisible by `vae_factor`; pictures for a model that needs depth.
         """
+
+    @torch.no_grad()
+    def encode_source(
+        self,
+        images: Float[Tensor, "n 3 height width"],
+        shown: Float[Tensor, "n _ height width"] | None = None,
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n k h w"]]:
+        """`encode` and `condition` of the source views, in one pass through the VAE where both are of one.
+
+        Args:
+            images: source pictures.
+            shown: what `condition` takes; None for the pictures themselves.
+
+        Raises:
+            InputError: see `encode` and `condition`.
+        """
+        return self.encode(images), self.condition(images if shown is None else shown)
 
     @abstractmethod
     def predict_noise(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from csd_nerf.bundled import BUNDLED_CONTROL_NETS
 from csd_nerf.errors import InputError, check, option
-from csd_nerf.priors.folder import check_weights, is_image_conditioned, is_xl, read_json, vae_factor
+from csd_nerf.priors.folder import check_model_weights, is_image_conditioned, is_xl, read_json, vae_factor
 from csd_nerf.priors.names import find_model
 
 CONTROL_NAMES_HELP = (
@@ -125,16 +125,8 @@ def check_control_folder(folder: Path, prior_folder: Path | None, *, with_weight
             else "no config.json",
             hint="give the ControlNet's own folder, not that of a pipeline",
         )
-    files = list(folder.glob(f"{CONTROL_WEIGHTS}*.safetensors")) if with_weights else []
-    if with_weights and not files:
-        raise InputError(
-            f"the ControlNet in {folder} is missing parts",
-            expected="weights as safetensors beside its config.json",
-            got=f"no {CONTROL_WEIGHTS}.safetensors",
-            hint="save it again with its save_pretrained(folder), or download it again",
-        )
-    for file in files:
-        check_weights(file)
+    if with_weights:
+        check_model_weights(folder, CONTROL_WEIGHTS, "ControlNet")
     if prior_folder is not None:
         _check_kind(prior_folder)
         _check_fit(folder, config, prior_folder)

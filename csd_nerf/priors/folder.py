@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folder of each part with weights, and how the weights' file names begin."""
@@ -22,7 +23,25 @@ CONFIGS = (
 )
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do: without any, a tokenizer would take every word for an unknown one."""
+HALF = "fp16"
+"""The variant in whose files models are saved in half precision, often alone."""
+NOISE_PREDICTIONS = ("epsilon", "v_prediction")
+"""What a U-Net may predict: what can be turned into noise."""
+NOISE_LEVELS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+"""Names of the noise schedules that can be computed from a scheduler's config."""
+USUAL_SCALING_FACTOR = 0.18215
+"""Of an autoencoder's latents, where its config is silent."""
+USUAL_SAMPLE_SIZE = 64
+"""Side of the latents that a U-Net was made for, where its config does not say: that of Stable Diffusion."""
 REPAIR_HINT = "save the model again with its pipeline's save_pretrained(folder), or download it again"
+
+
+def download_command(hub_id: str, folder: str) -> str:
+    """What to type where there is a network to get the files of a prior that are needed, and no others."""
+    wanted = ("*.json", "tokenizer*/*", *(f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items()))
+    return " ".join(
+        [f"hf download {hub_id} --local-dir {folder}", *(f'--include "{pattern}"' for pattern in wanted)]
+    )
 
 
 def check_folder(folder: Path, *, with_weights: bool = True) -> None:
@@ -41,16 +60,12 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
         parts[SECOND_TEXT_ENCODER] = "model"
         tokenizers.append("tokenizer_2")
     missing = [name for name in configs if not (folder / name).is_file()]
-    weights = {
-        part: list((folder / part).glob(f"{stem}*.safetensors"))
-        for part, stem in parts.items()
-        if with_weights
-    }
+    weights = {part: find_weights(folder / part, stem) for part, stem in parts.items() if with_weights}
     for tokenizer in tokenizers:
         names = [[f"{tokenizer}/{name}" for name in either] for either in VOCABULARIES]
         if not any(all((folder / name).is_file() for name in either) for either in names):
             missing.append(" or ".join(" and ".join(either) for either in names))
-    missing += [f"{part}/{parts[part]}.safetensors" for part, files in weights.items() if not files]
+    missing += [f"{part}/{name}" for part, found in weights.items() for name in found.missing]
     if missing:
         pickles = " (there are .bin weights, which are not read)" if any(folder.glob("*/*.bin")) else ""
         raise InputError(
@@ -60,17 +75,173 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
             hint=REPAIR_HINT,
         )
     contents = {name: read_json(folder / name) for name in configs}
-    for files in weights.values():
-        for file in files:
+    for found in weights.values():
+        for file in found.files:
             check_weights(file)
     unet, vae = contents["unet/config.json"], contents["vae/config.json"]
     image_conditioned = check_channels(unet.get("in_channels"), vae.get("latent_channels"))
     _check_conditions(folder, unet, image_conditioned)
+    sample_size(unet)
+    check_scheduler(folder, contents["scheduler/scheduler_config.json"])
+    check_autoencoder(folder / "vae", vae, ("AutoencoderKL",))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files with the weights of a part.
+
+    Attributes:
+        files: that there are: one, or shards.
+        variant: of their names, for diffusers and transformers; None for the plain ones.
+        missing: names of those that there should be.
+    """
+
+    files: tuple[Path, ...] = ()
+    variant: str | None = None
+    missing: tuple[str, ...] = ()
+
+
+def find_weights(folder: Path, stem: str) -> Weights:
+    """The weights in the folder of a part; those in half precision where there are no others.
+
+    Args:
+        folder: of the part.
+        stem: how the weights' file names begin.
+    """
+    for variant in (None, HALF):
+        suffix = f".{variant}" if variant else ""
+        whole = folder / f"{stem}{suffix}.safetensors"
+        index = folder / f"{stem}.safetensors.index{suffix}.json"
+        if index.is_file():
+            names = sorted({str(name) for name in (read_json(index).get("weight_map") or {}).values()})
+            there = tuple(folder / name for name in names if (folder / name).is_file())
+            return Weights(there, variant, tuple(name for name in names if not (folder / name).is_file()))
+        if whole.is_file():
+            return Weights((whole,), variant)
+    shards = any(folder.glob(f"{stem}*-of-*.safetensors"))
+    return Weights(missing=(f"{stem}.safetensors" + (".index.json" if shards else ""),))
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant by which a pipeline of diffusers finds all weights in a folder that was checked."""
+    found = [find_weights(folder / part, stem).variant for part, stem in WEIGHTS.items()]
+    return HALF if HALF in found else None
+
+
+def check_model_weights(folder: Path, stem: str, kind: str) -> None:
+    """Check that the weights of a model in a folder of its own are there and whole.
+
+    Args:
+        folder: the model's own.
+        stem: how the weights' file names begin.
+        kind: of model, for the message.
+
+    Raises:
+        InputError: they are not.
+    """
+    weights = find_weights(folder, stem)
+    check(
+        not weights.missing,
+        f"the {kind} in {folder} is missing parts",
+        expected="weights as safetensors beside its config.json",
+        got=f"no {', no '.join(weights.missing)}",
+        hint="save it again with its save_pretrained(folder), or download it again",
+    )
+    for file in weights.files:
+        check_weights(file)
 
 
 def vae_factor(folder: Path) -> int:
     """Pixels per latent along each side, from the autoencoder's config in a folder that was checked."""
-    return 2 ** (len(read_json(folder / "vae/config.json")["block_out_channels"]) - 1)
+    return pixels_per_latent(read_json(folder / "vae/config.json"))
+
+
+def pixels_per_latent(vae: dict[str, Any]) -> int:
+    """The same, from the config of an autoencoder of either class, which halves between two blocks."""
+    blocks = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0]
+    return 2 ** (len(blocks) - 1)
+
+
+def sample_size(unet: dict[str, Any]) -> int:
+    """Side of the square latents that a U-Net was made for, from its config: of two numbers the smaller.
+
+    Raises:
+        InputError: it is no size.
+    """
+    given = unet.get("sample_size")
+    sides = given if isinstance(given, list) else [USUAL_SAMPLE_SIZE if given is None else given]
+    if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise InputError(
+            "the U-Net's config does not say for which size it was made",
+            expected="a sample_size that is a number of latents, or two, or null",
+            got=f"sample_size {given!r}",
+            hint=f"put the side of its latents there, {USUAL_SAMPLE_SIZE} for Stable Diffusion 1",
+        )
+    return min(sides)
+
+
+def check_scheduler(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a scheduler whose noise levels are not those of a diffusion by steps (DDPM).
+
+    Raises:
+        InputError: flow matching, EDM and their like, an unknown noise schedule, or a prediction that is no
+            noise.
+    """
+    name, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    levels, flows = config.get("beta_schedule"), config.get("use_flow_sigmas")
+    trained = config.get("trained_betas") is not None
+    for holds, problem, expected, got in (
+        (
+            (levels is not None or trained) and not flows,
+            f"the prior in {folder} is no diffusion by steps",
+            "a scheduler with the noise levels of DDPM, such as DDIMScheduler or PNDMScheduler",
+            f"{name} with use_flow_sigmas" if flows else f"{name}, without a beta_schedule in its config",
+        ),
+        (
+            levels in NOISE_LEVELS or trained,
+            f"the noise levels of the prior in {folder} are not known",
+            f"a beta_schedule that is one of {', '.join(NOISE_LEVELS)}",
+            f"beta_schedule {levels!r} in its scheduler's config",
+        ),
+        (
+            prediction in NOISE_PREDICTIONS,
+            "the prior predicts something that cannot be turned into noise",
+            " or ".join(NOISE_PREDICTIONS),
+            f"prediction_type {prediction!r} in its scheduler's config",
+        ),
+    ):
+        check(holds, problem, expected=expected, got=got, hint="use another model")
+
+
+def check_autoencoder(folder: Path, config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Refuse an autoencoder of another class, and one whose latents are not just scaled.
+
+    Args:
+        folder: its own, for the message.
+        config: of it.
+        classes: that it may be of.
+
+    Raises:
+        InputError: see above.
+    """
+    name = config.get("_class_name", "AutoencoderKL")
+    check(
+        name in classes,
+        f"the autoencoder in {folder} cannot be used",
+        expected=" or ".join(classes),
+        got=repr(name),
+        hint="another autoencoder than the prior's own is given by --pipeline.vae (--vae of the editors)"
+        if name == "AutoencoderTiny"
+        else "use another model",
+    )
+    moved = [key for key in ("shift_factor", "latents_mean", "latents_std") if config.get(key)]
+    check(
+        not moved,
+        f"the latents of the autoencoder in {folder} are moved, and not just scaled",
+        expected="an autoencoder whose config has a scaling_factor alone",
+        got=" and ".join(f"{key} {config[key]}" for key in moved),
+        hint="use another model",
+    )
 
 
 def is_image_conditioned(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -15,8 +15,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from csd_nerf.errors import InputError
 from csd_nerf.priors.attention import recorded_self_attention, up_block_self_attention
-from csd_nerf.priors.base import NoiseSchedule, Prior
-from csd_nerf.priors.folder import check_channels
+from csd_nerf.priors.base import NoiseSchedule, Prior, memory_format
+from csd_nerf.priors.folder import check_channels, pixels_per_latent, sample_size
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ TextModels = Sequence[tuple[CLIPTokenizer, CLIPTextModel | CLIPTextModelWithProj
 class LatentDiffusion(Prior):
     """A U-Net in the latent space of a VAE, told what to do by a CLIP text encoder.
 
-    The VAE runs in its own dtype, float32 as `load_prior` builds it: gradients flow through it, half
-    precision overflows in some VAEs, and one picture at a time needs little memory either way.
+    The VAE runs in its own dtype and gives and takes float32. An AutoencoderTiny, which gives scaled latents
+    as they are, has a `scaling_factor` of 1.
 
     Args:
         unet: U-Net; how many channels it takes beside the noisy latents is the subclass's matter.
@@ -46,7 +46,7 @@ class LatentDiffusion(Prior):
         self,
         *,
         unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | AutoencoderTiny,
         load_text: Callable[[], TextModels],
         schedule: NoiseSchedule,
         prediction_type: str = "epsilon",
@@ -69,8 +69,8 @@ class LatentDiffusion(Prior):
         self.prediction_type = prediction_type
         self.latent_channels = latent_channels
         self.scaling_factor = float(vae.config["scaling_factor"])
-        self.vae_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
-        self.native_size = unet.config["sample_size"] * self.vae_factor
+        self.vae_factor = pixels_per_latent(dict(vae.config))
+        self.native_size = sample_size(dict(unet.config)) * self.vae_factor
         self.device = unet.device
         self.dtype = unet.dtype
         self.unet_batch_size = unet_batch_size
@@ -82,7 +82,8 @@ class LatentDiffusion(Prior):
         self._embeddings: dict[str, Tensor] = {}  # prompt -> (L, d)
 
     def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
-        return self._posterior_mode(images) * self.scaling_factor
+        self._check_size(images)
+        return self._batched(self._encode_batch, images) * self.scaling_factor
 
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         return self._batched(self._decode_batch, latents / self.scaling_factor).clamp(0, 1)
@@ -136,8 +137,7 @@ class LatentDiffusion(Prior):
         if condition is None:
             condition = noisy.new_zeros(len(noisy), self._condition_channels, *noisy.shape[2:])
         rows = torch.cat([noisy, condition], dim=1).to(self.dtype)  # (M, c + k, h, w)
-        if self.device.type == "cuda":
-            rows = rows.contiguous(memory_format=torch.channels_last)
+        rows = rows.contiguous(memory_format=memory_format(self.device))
         return rows, torch.tensor(t, device=self.device), text.to(self.dtype)
 
     def _evaluate(
@@ -156,13 +156,11 @@ class LatentDiffusion(Prior):
         """
         return unet(rows, timestep, encoder_hidden_states=text).sample
 
-    def _posterior_mode(self, images: Tensor) -> Tensor:
-        self._check_size(images)
-        return self._batched(self._encode_batch, images)
-
     def _batched(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        """A part of the VAE, in micro-batches that the backward pass computes again."""
+        """A part of the VAE, in micro-batches that the backward pass computes again; a single one is kept."""
         batches = inputs.split(self.vae_batch_size)
+        if len(batches) == 1:
+            return function(inputs)
         return torch.cat([checkpoint(function, batch, use_reentrant=False) for batch in batches])
 
     def _check_size(self, images: Tensor) -> None:
@@ -177,11 +175,17 @@ class LatentDiffusion(Prior):
 
     def _encode_batch(self, images: Tensor) -> Tensor:
         with self._own_precision():
-            return self.vae.encode(images.to(self.vae.dtype) * 2 - 1).latent_dist.mode().float()
+            encoded = self.vae.encode(self._vae_input(images.float() * 2 - 1))
+        # Of an AutoencoderTiny latents, else a posterior.
+        latents = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
+        return latents.float().contiguous()
 
     def _decode_batch(self, unscaled: Tensor) -> Tensor:
         with self._own_precision():
-            return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5
+            return self.vae.decode(self._vae_input(unscaled)).sample.float().contiguous() / 2 + 0.5
+
+    def _vae_input(self, batch: Tensor) -> Tensor:
+        return batch.to(self.vae.dtype).contiguous(memory_format=memory_format(self.device))
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         ((tokenizer, encoder),) = self._load_text()

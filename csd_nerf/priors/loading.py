@@ -15,7 +15,14 @@ import torch
 
 from csd_nerf.bundled import BUNDLED_PRIORS
 from csd_nerf.errors import InputError
-from csd_nerf.priors.base import NoiseSchedule, Prior
+from csd_nerf.priors.autoencoder import (
+    VAE_NAMES_HELP,
+    VAE_WEIGHTS,
+    check_vae,
+    check_vae_folder,
+    scaling_factor,
+)
+from csd_nerf.priors.base import NoiseSchedule, Prior, memory_format
 from csd_nerf.priors.control import (
     CONTROL_NAMES_HELP,
     CONTROL_WEIGHTS,
@@ -30,6 +37,7 @@ from csd_nerf.priors.folder import (
     SECOND_TEXT_ENCODER,
     WEIGHTS,
     check_folder,
+    find_weights,
     is_image_conditioned,
     is_xl,
     read_json,
@@ -42,7 +50,6 @@ if TYPE_CHECKING:
 NAMES_HELP = (
     "a bundled name (tiny-instruct, tiny-sd), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
 )
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 _WEIGHT_ENDINGS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")  # whole or in shards
 
 
@@ -75,6 +82,8 @@ def load_prior(
     *,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
+    vae: str = "",
+    vae_dtype: torch.dtype | None = None,
     unet_batch_size: int = 20,
     vae_batch_size: int = 1,
     compile_unet: bool = False,
@@ -86,24 +95,33 @@ def load_prior(
     Args:
         name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
         device: where it is to run, such as "cuda", "cuda:1" or "cpu".
-        dtype: precision of the U-Net; None is float16 on CUDA, float32 on a CPU. The VAE is always float32.
+        dtype: precision of the U-Net; None is float16 on CUDA, float32 on a CPU.
+        vae: folder or hub id of another autoencoder for the same latents: an AutoencoderKL or an
+            AutoencoderTiny. Empty is the prior's own.
+        vae_dtype: precision of the VAE; None is bfloat16 where a CUDA GPU has it and the VAE's config does
+            not ask for more (`force_upcast`), else float32.
         unet_batch_size: most rows through the U-Net at once; a CSD-Edit step has 5 for each view.
         vae_batch_size: most pictures through the VAE at once.
         compile_unet: compile the U-Net with torch.compile: slow first steps, faster ones from then on.
         control: a ControlNet to be put beside a text-to-image model; in the U-Net's precision.
 
     Raises:
-        InputError: as `check_prior` and `check_control`; a model that cannot be fetched or read; CUDA asked
-            for and absent.
+        InputError: as `check_prior`, `check_vae` and `check_control`; a model that cannot be fetched or
+            read; a device that is not there.
     """
-    device = _check_device(device)
+    device = check_device(device)
     folder = check_prior(name)
+    vae_folder = check_vae(vae, folder)
     control_folder = check_control(control, folder)
     folder = folder or _download(name)
+    if vae:
+        vae_folder = vae_folder or _download_vae(vae, folder)
+        check_vae_folder(vae_folder, folder)
     if control.net:
         control_folder = control_folder or _download_control(control.net, folder)
         check_control_folder(control_folder, folder)
-    from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+    import diffusers
+    from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 
     from csd_nerf.priors.control_net import ControlNet
     from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
@@ -112,27 +130,26 @@ def load_prior(
 
     # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
     scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
-    if scheduler.config.prediction_type not in PREDICTION_TYPES:
-        raise InputError(
-            "the prior predicts something that cannot be turned into noise",
-            expected=" or ".join(PREDICTION_TYPES),
-            got=f"prediction_type {scheduler.config.prediction_type!r} in its scheduler's config",
-            hint="use another model",
-        )
-    if dtype is None:
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-    unet = _place(_load_weights(UNet2DConditionModel, folder, "unet", dtype), device, compile_unet)
-    vae = _load_weights(AutoencoderKL, folder, "vae", torch.float32)
-    kind: Callable[..., Prior] = InstructPix2Pix if is_image_conditioned(folder) else StableDiffusion
+    dtype = dtype or automatic_dtype(device)
+    unet = _place(_load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet)
+    own_vae = folder / "vae"
+    vae_folder = vae_folder or own_vae
+    vae_config = read_json(vae_folder / "config.json")
+    vae_class = getattr(diffusers, vae_config.get("_class_name", "AutoencoderKL"))
+    autoencoder = _load_weights(vae_class, vae_folder, vae_dtype or automatic_vae_dtype(device, vae_config))
+    kind: Callable[..., Prior] = StableDiffusion
+    if is_image_conditioned(folder):
+        own_scale = scaling_factor(read_json(own_vae / "config.json"))
+        kind = partial(InstructPix2Pix, trained_scaling_factor=own_scale)
     if is_xl(folder):
         index = read_json(folder / "model_index.json")
         kind = partial(StableDiffusionXL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
     if control_folder is not None and control.picture != "none":
-        net = _place(_load_weights(ControlNetModel, control_folder, None, dtype), device, compile_unet)
+        net = _place(_load_weights(ControlNetModel, control_folder, dtype), device, compile_unet)
         kind = partial(ControlNet, control_net=net, picture=control.picture, control_scale=control.scale)
     return kind(
         unet=unet,
-        vae=vae.to(device),
+        vae=_place(autoencoder, device, compiled=False),
         load_text=partial(_load_text, folder),
         schedule=NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod),
         prediction_type=scheduler.config.prediction_type,
@@ -141,26 +158,76 @@ def load_prior(
     )
 
 
+def as_dtype(precision: str) -> torch.dtype | None:
+    """What an option such as `--pipeline.prior-precision` means to `load_prior`.
+
+    Example:
+        >>> as_dtype("bfloat16"), as_dtype("auto")
+        (torch.bfloat16, None)
+    """
+    return None if precision == "auto" else getattr(torch, precision)
+
+
+def automatic_dtype(device: torch.device) -> torch.dtype:
+    """The precision of a U-Net for which none is given."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def automatic_vae_dtype(device: torch.device, config: dict[str, Any]) -> torch.dtype:
+    """The precision of an autoencoder for which none is given.
+
+    Args:
+        device: where it is to run.
+        config: of it. Only what it says itself counts: diffusers takes `force_upcast` for granted where a
+            config is silent, as those of Stable Diffusion 1 are.
+    """
+    half = has_bfloat16(device) and not config.get("force_upcast")
+    return torch.bfloat16 if half else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a GPU that computes in bfloat16, and does not just imitate it."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _place(model: Any, device: torch.device, compiled: bool) -> Any:
-    """A U-Net or ControlNet where it is to run, in the form that is fast there."""
-    if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)  # slower on CPUs
+    """A U-Net, ControlNet or autoencoder where it is to run, in the form that is fast there."""
+    model = model.to(memory_format=memory_format(device))
     if compiled:
         model.compile()
     return model.to(device)
 
 
-def _load_weights(model: Any, folder: Path, part: str | None, dtype: torch.dtype) -> Any:
-    """A diffusers model, part or all of a folder; weights that do not fit its config are bad input."""
+def _load_weights(model: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A diffusers model in a folder of its own; weights that do not fit its config are bad input."""
+    variant = find_weights(folder, VAE_WEIGHTS).variant
     try:
-        return model.from_pretrained(folder, subfolder=part, torch_dtype=dtype, use_safetensors=True)
+        loaded, found = model.from_pretrained(
+            folder, variant=variant, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        _check_whole(found)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"the {part or model.__name__} in {folder} cannot be loaded",
+            f"the {model.__name__} in {folder} cannot be loaded",
             expected="weights that fit its config.json",
             got=str(error).strip()[:300],
             hint=REPAIR_HINT,
         ) from error
+    return loaded
+
+
+def _check_whole(found: dict[str, Any]) -> None:
+    """Refuse what diffusers and transformers fill up with random numbers.
+
+    Raises:
+        ValueError: weights are missing.
+    """
+    missing = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing: {', '.join(missing[:3])}")
 
 
 def _load_text(folder: Path) -> TextModels:
@@ -170,13 +237,17 @@ def _load_text(folder: Path) -> TextModels:
     if is_xl(folder):
         parts.append(("tokenizer_2", SECOND_TEXT_ENCODER, CLIPTextModelWithProjection))
     try:
-        return [
-            (
-                CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer),
-                model.from_pretrained(folder, subfolder=part, use_safetensors=True).float(),
+        models = []
+        for tokenizer, part, model in parts:
+            encoder, found = model.from_pretrained(
+                folder / part,
+                variant=find_weights(folder / part, "model").variant,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-            for tokenizer, part, model in parts
-        ]
+            _check_whole(found)
+            models.append((CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer), encoder.float()))
+        return models
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the tokenizer or text encoder in {folder} cannot be loaded",
@@ -192,20 +263,36 @@ def _download(hub_id: str) -> Path:
     configs = [*CONFIGS, f"{SECOND_TEXT_ENCODER}/config.json", "tokenizer/*", "tokenizer_2/*"]
     stems = {**WEIGHTS, SECOND_TEXT_ENCODER: "model"}
     weights = [f"{part}/{stem}{ending}" for part, stem in stems.items() for ending in _WEIGHT_ENDINGS]
-    check_folder(_fetch(hub_id, configs), with_weights=False)  # before gigabytes are fetched
-    folder = _fetch(hub_id, configs + weights)
+    check_folder(_fetch(hub_id, configs, NAMES_HELP), with_weights=False)  # before gigabytes are fetched
+    folder = _fetch(hub_id, configs + weights, NAMES_HELP)
     check_folder(folder)
     return folder
 
 
 def _download_control(hub_id: str, prior_folder: Path) -> Path:
     """The same of a ControlNet for a prior."""
-    check_control_folder(_fetch(hub_id, ["config.json"]), prior_folder, with_weights=False)
-    return _fetch(hub_id, ["config.json", *(CONTROL_WEIGHTS + ending for ending in _WEIGHT_ENDINGS)])
+    config = ["config.json"]
+    check_control_folder(_fetch(hub_id, config, CONTROL_NAMES_HELP), prior_folder, with_weights=False)
+    weights = [CONTROL_WEIGHTS + ending for ending in _WEIGHT_ENDINGS]
+    return _fetch(hub_id, config + weights, CONTROL_NAMES_HELP)
 
 
-def _fetch(hub_id: str, patterns: list[str]) -> Path:
-    """The files of a hub model that fit the patterns, in the local cache."""
+def _download_vae(hub_id: str, prior_folder: Path) -> Path:
+    """The same of an autoencoder for a prior."""
+    config = ["config.json"]
+    check_vae_folder(_fetch(hub_id, config, VAE_NAMES_HELP), prior_folder, with_weights=False)
+    weights = [VAE_WEIGHTS + ending for ending in _WEIGHT_ENDINGS]
+    return _fetch(hub_id, config + weights, VAE_NAMES_HELP)
+
+
+def _fetch(hub_id: str, patterns: list[str], expected: str) -> Path:
+    """The files of a hub model that fit the patterns, in the local cache.
+
+    Args:
+        hub_id: of the model.
+        patterns: of the files' names.
+        expected: kinds of names, for the message when it cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
 
     try:
@@ -213,19 +300,39 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
     except Exception as error:  # the hub's own, and those of whatever it talks through: proxies, TLS, ...
         raise InputError(
             f"the model {hub_id!r} is not on this machine and cannot be fetched",
-            expected=NAMES_HELP if "unet/config.json" in patterns else CONTROL_NAMES_HELP,
+            expected=expected,
             got=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
             hint="check name, network and access; without network use a folder, tiny-instruct or tiny-sd",
         ) from error
 
 
-def _check_device(device: torch.device | str) -> torch.device:
-    device = torch.device(device)
+def check_device(device: torch.device | str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            "the prior was to run on a device that torch does not know",
+            expected="a device such as cuda, cuda:1 or cpu",
+            got=repr(device),
+            hint="check the spelling",
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "the prior was to run on a CUDA GPU and there is none",
             expected="a CUDA GPU that torch can use",
             got="torch.cuda.is_available() is false",
             hint="choose the device cpu (with tiny-instruct), or check the driver and torch's CUDA build",
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"the prior was to run on {device} and there is no such GPU",
+            expected=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}",
+            got=str(device),
+            hint="choose one of them",
         )
     return device

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from csd_nerf.nerf.methods import METHODS
 
@@ -44,6 +47,74 @@ def test_a_step_is_timed_by_its_parts(route: str, parts: set[str]) -> None:
         assert times["step"] == pytest.approx(
             times["round"] / fits + times["fit"] + times["backward"] + times["optimizer"]
         )
+
+
+@pytest.fixture
+def gpu() -> Any:
+    return SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "gpu.py"), run_name="not_main"))
+
+
+def test_a_gpu_is_measured_by_the_parts_of_a_round(gpu: Any, tmp_path: Path, capsys: Any) -> None:
+    """On the CPU, with small models."""
+    out = tmp_path / "figures/gpu.json"
+    gpu.main(gpu.Options(device="cpu", small=True, views=(2, 3), rounds=1, out=out))
+    report = json.loads(out.read_text())
+    assert [row["views"] for row in report["rows"]] == [2, 3] and report["text_ms"] > 0
+    tiny = METHODS["csd-edit-tiny"]
+    for row in report["rows"]:
+        times = row["milliseconds"]
+        assert times.keys() == row["memory_mib"].keys() == set(gpu.PARTS)
+        assert all(time > 0 for time in times.values())
+        assert times["draw"] + times["encode"] + times["unet"] + times["decode"] < times["round"]
+        assert row["memory_mib"]["fit"] >= report["memory_before_mib"] > 0
+        rounds, pictures = 10, 4 * 3 + tiny.pipeline.turntable_frames
+        each = {"round": rounds, "fit": 320, "photo": rounds * row["views"], "draw": pictures / row["views"]}
+        expected = sum(count * times[part] for part, count in each.items()) / 1000
+        assert row["edit_seconds"] == pytest.approx(expected)
+    printed = capsys.readouterr().out
+    assert "extrapolated" in printed and "float32" in printed
+
+
+def test_memory_or_time_that_runs_out_is_recorded(gpu: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
+
+    decode = InstructPix2Pix.decode
+
+    def too_large(self: Any, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(self, latents)
+
+    monkeypatch.setattr(InstructPix2Pix, "decode", too_large)
+    out = tmp_path / "gpu.json"
+    options = gpu.Options(device="cpu", small=True, views=(1, 2, 4), rounds=1, out=out)
+    gpu.main(options)
+    one, two, four = json.loads(out.read_text())["rows"]
+    assert one["edit_seconds"] > 0 and not one["out_of_memory"]
+    assert two["out_of_memory"] == "decode" and two["edit_seconds"] is None
+    assert two["memory_mib"]["encode"] > 0 and "decode" not in two["memory_mib"]
+    assert four["left_out"] == "memory" and not four["milliseconds"]
+
+    options.minutes = 0
+    gpu.main(options)
+    assert {row["left_out"] for row in json.loads(out.read_text())["rows"]} == {"time"}
+
+
+def test_a_folder_of_full_size_is_that_of_the_hub_in_old_and_new_forms(tmp_path: Path) -> None:
+    """With a small model: what is measured is one and the same."""
+    full = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "full_size.py"), run_name="not_main"))
+    folder = tmp_path / "model"
+    full.write_folder(folder, small=True)
+    first = full.measure(folder, "cpu", 64)
+    assert first["round_seconds"] > 0
+    for form, change in full.FORMS.items():
+        change(folder)
+        answers = full.measure(folder, "cpu", 0)["answers"]
+        if form in full.HALVED:
+            assert float(answers) == pytest.approx(float(first["answers"]), rel=1e-3)
+        else:
+            assert answers == first["answers"]
+    assert not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
 
 
 def test_options_of_captured_edits_are_those_of_the_methods() -> None:

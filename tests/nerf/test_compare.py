@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from csd_nerf.bundled import bundled_path
 from csd_nerf.cli import main
 from csd_nerf.comparison import measuring
 from csd_nerf.comparison.budget import (
@@ -194,6 +195,27 @@ def test_every_view_and_seed_has_noise_of_its_own(recipe: Path) -> None:
     assert (different[:, None] - different[None]).abs().amax((2, 3, 4))[
         ~torch.eye(4, dtype=torch.bool)
     ].min() > 0.01
+
+
+@pytest.mark.parametrize("parts", [("unet",), ("unet", "vae", "text_encoder")])
+def test_views_are_edited_one_by_one_by_half_precision_files_and_in_the_prior_s_precision(
+    parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundled_path("tiny-instruct"), tmp_path / "prior")
+    for part in parts:
+        (weights,) = (folder / part).glob("*.safetensors")
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    settings = f"prior: {folder}\n  prior_precision: bfloat16"
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("prior: tiny-instruct", settings))
+    editor = PerViewEditor(
+        "make it night",
+        recipe=str(tmp_path / "recipe.yaml"),
+        seed=0,
+        steps=1,
+        device=torch.device("cpu"),
+    )
+    assert editor.edit(torch.rand(1, 3, 32, 32)).isfinite().all()
+    assert editor._pipeline.unet.dtype == torch.bfloat16
 
 
 def test_a_measurement_that_runs_out_of_memory_says_what_to_turn_down(

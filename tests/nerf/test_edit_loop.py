@@ -385,6 +385,10 @@ def test_bad_input(method: str, changes: dict[str, Any], said: str, small: Make,
     assert said in refusal(small(method, **changes), capsys)
 
 
+def test_the_published_gradient_keeps_no_views_that_could_be_too_few(small: Make) -> None:
+    small("csd-edit", pipeline__kept_views=2, pipeline__route="gradient").pipeline.check()
+
+
 def test_a_text_to_image_model_is_refused(small: Make, text_to_image_folder: Path, capsys: Any) -> None:
     for method in DATASET_METHODS:
         assert "text-to-image" in refusal(small(method, pipeline__prior=str(text_to_image_folder)), capsys)
@@ -394,3 +398,14 @@ def test_another_render_size_cannot_go_on_with_the_pictures(small: Make, capsys:
     folder = run(small("in2n-baseline", max_num_iterations=2)).base_dir
     changes = {"load_dir": folder, "prompt": None, "pipeline__render_size": 24}
     assert "--pipeline.render-size" in refusal(small("in2n-baseline", **changes), capsys)
+
+
+def test_a_photo_goes_through_the_autoencoder_once(small: Make, monkeypatch: Any) -> None:
+    pipeline = run(small("csd-edit", max_num_iterations=1)).pipeline
+    prior, seen = pipeline._edit.prior, []
+    encode = prior.vae.encode
+    monkeypatch.setattr(prior.vae, "encode", lambda pictures: seen.append(len(pictures)) or encode(pictures))
+    pipeline._edit.source_latents.clear()
+    pipeline._source_latents([0, 1])
+    pipeline._source_latents([1, 0])
+    assert seen == [1, 1]

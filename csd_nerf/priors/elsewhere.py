@@ -1,0 +1,99 @@
+"""A prior on a device of its own: the one place where tensors cross from the asker's device and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from csd_nerf.priors.base import Prior
+
+
+class Elsewhere(Prior):
+    """A prior as it is seen from another device.
+
+    What goes in is moved to the prior's device, what comes out to `device`, with its gradient where it has
+    one.
+
+    Args:
+        prior: where it runs.
+        device: of the asker, all of whose tensors are there.
+    """
+
+    def __init__(self, prior: Prior, device: torch.device) -> None:
+        self.prior = prior
+        self.device = device
+        self.image_conditioned = prior.image_conditioned
+        self.shown = prior.shown
+        self.schedule = prior.schedule
+        self.latent_channels = prior.latent_channels
+        self.vae_factor = prior.vae_factor
+        self.native_size = prior.native_size
+        self.dtype = prior.dtype
+        self.unet_batch_size = prior.unet_batch_size
+        self.vae_batch_size = prior.vae_batch_size
+        self.self_attention_layers = prior.self_attention_layers
+
+    @property
+    def unet_evaluations(self) -> int:  # type: ignore[override]
+        return self.prior.unet_evaluations
+
+    def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
+        return self._here(self.prior.encode(self._there(images)))
+
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
+        return self._here(self.prior.decode(self._there(latents)))
+
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:
+        return self._here(self.prior.embed(prompts))
+
+    def condition(self, images: Float[Tensor, "n _ height width"]) -> Float[Tensor, "n k h w"]:
+        return self._here(self.prior.condition(self._there(images)))
+
+    def encode_source(
+        self,
+        images: Float[Tensor, "n 3 height width"],
+        shown: Float[Tensor, "n _ height width"] | None = None,
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n k h w"]]:
+        shown = None if shown is None else self._there(shown)
+        latents, condition = self.prior.encode_source(self._there(images), shown)
+        return self._here(latents), self._here(condition)
+
+    def predict_noise(
+        self,
+        noisy: Float[Tensor, "m c h w"],
+        t: int,
+        text: Float[Tensor, "m l d"],
+        condition: Float[Tensor, "m k h w"] | None,
+    ) -> Float[Tensor, "m c h w"]:
+        shown = None if condition is None else self._there(condition)
+        return self._here(self.prior.predict_noise(self._there(noisy), t, self._there(text), shown))
+
+    def self_attention_features(
+        self,
+        noisy: Float[Tensor, "m c h w"],
+        t: int,
+        text: Float[Tensor, "m l d"],
+        condition: Float[Tensor, "m k h w"],
+    ) -> list[Float[Tensor, "m _ _ _"]]:
+        asked = self._there(noisy), t, self._there(text), self._there(condition)
+        return [self._here(layer) for layer in self.prior.self_attention_features(*asked)]
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.prior.device)
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
+
+
+def same_device(one: torch.device | str, other: torch.device | str) -> bool:
+    """Whether two names are of one device; without a number it is the first.
+
+    Example:
+        >>> same_device("cuda", "cuda:0"), same_device("cuda", "cuda:1"), same_device("cuda", "cpu")
+        (True, False, False)
+    """
+    one, other = torch.device(one), torch.device(other)
+    return (one.type, one.index or 0) == (other.type, other.index or 0)
