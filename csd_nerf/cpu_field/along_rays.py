@@ -16,6 +16,42 @@ _RAYS_OF_A_RUN = 256
 """At least; of fewer a second thread would not be worth waking."""
 
 
+def positions(
+    origins: Float[Tensor, "r 3"],
+    directions: Float[Tensor, "r 3"],
+    starts: Float[Tensor, "r s"],
+    ends: Float[Tensor, "r s"],
+) -> Float[Tensor, "r s 3"]:
+    """Middles of samples in the scene, `Frustums.get_positions`; without a gradient.
+
+    Args:
+        origins: of the rays.
+        directions: of the rays.
+        starts: of S samples on each, distances.
+        ends: of the samples.
+    """
+    result = torch.empty(*starts.shape, 3)
+    arrays = [tensor.contiguous().numpy() for tensor in (origins, directions, starts, ends)]
+    _of_rays(lambda rays: kernels.positions(rays, *arrays, result.numpy()), len(starts))
+    return result
+
+
+def piecewise_distances(
+    edges: Float[Tensor, "r s"], near: Float[Tensor, " r"], far: Float[Tensor, " r"]
+) -> Float[Tensor, "r s"]:
+    """Distances of edges of samples that `UniformLinDispPiecewiseSampler` has spread.
+
+    Args:
+        edges: 0..1 from near to far.
+        near: of each ray, 0..1 in the sampler's spacing.
+        far: likewise.
+    """
+    result = torch.empty(edges.shape)
+    arrays = [tensor.contiguous().numpy() for tensor in (edges, near, far)]
+    _of_rays(lambda rays: kernels.piecewise_distances(rays, *arrays, result.numpy()), len(edges))
+    return result
+
+
 def weights(densities: Float[Tensor, "r s"], lengths: Float[Tensor, "r s"]) -> Float[Tensor, "r s"]:
     """Share of each sample in its ray's colour; `RaySamples.get_weights`, with a gradient to the densities.
 

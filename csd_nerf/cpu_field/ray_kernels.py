@@ -13,6 +13,40 @@ _EPSILON = np.float32(1e-7)
 
 
 @compiled
+def positions(rays, origins, directions, starts, ends, result):
+    """Middles of samples in the scene.
+
+    Args:
+        rays: (first, last), the run of them to work on.
+        origins, directions: (R, 3).
+        starts, ends: (R, S), distances along the rays.
+        result: (R, S, 3), written.
+    """
+    for ray in range(rays[0], rays[1]):
+        for sample in range(starts.shape[1]):
+            middle = (starts[ray, sample] + ends[ray, sample]) / np.float32(2)
+            for axis in range(3):
+                result[ray, sample, axis] = origins[ray, axis] + directions[ray, axis] * middle
+
+
+@compiled
+def piecewise_distances(rays, edges, near, far, result):
+    """Nerfstudio's piecewise spacing undone: evenly near the camera, evenly in disparity beyond.
+
+    Args:
+        rays: (first, last).
+        edges: (R, S), 0..1 from near to far.
+        near, far: (R,), distances in that spacing, 0..1.
+        result: (R, S), distances, written.
+    """
+    half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
+    for ray in range(rays[0], rays[1]):
+        for edge in range(edges.shape[1]):
+            along = edges[ray, edge] * far[ray] + (one - edges[ray, edge]) * near[ray]
+            result[ray, edge] = two * along if along < half else one / (two - two * along)
+
+
+@compiled
 def weights(rays, densities, lengths, result):
     """Share of each sample in a ray's colour (NeRF, 2003.08934, equation 3).
 

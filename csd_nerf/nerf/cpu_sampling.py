@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
 from nerfstudio.model_components import losses
-from nerfstudio.model_components.ray_samplers import PDFSampler, ProposalNetworkSampler
+from nerfstudio.model_components.ray_samplers import (
+    PDFSampler,
+    ProposalNetworkSampler,
+    UniformLinDispPiecewiseSampler,
+)
 from torch import Tensor
 
 from csd_nerf.cpu_field import along_rays
@@ -50,6 +54,8 @@ class CpuProposalSampler(ProposalNetworkSampler):
             lower, upper = torch.cat([edges[:, :1], middles], 1), torch.cat([middles, edges[:, -1:]], 1)
             edges = lower + (upper - lower) * torch.rand(len(rays), 1 if sampler.single_jitter else count + 1)
         near, far = (sampler.spacing_fn(bound) for bound in (rays.nears, rays.fars))
+        if isinstance(sampler, UniformLinDispPiecewiseSampler):
+            return _samples(rays, edges, lambda at: along_rays.piecewise_distances(at, near[:, 0], far[:, 0]))
         return _samples(rays, edges, lambda at: sampler.spacing_fn_inv(at * far + (1 - at) * near))
 
     def _next(self, rays: RayBundle, samples: RaySamples, weights: Tensor, count: int) -> CpuRaySamples:
@@ -71,6 +77,15 @@ class CpuFrustums(Frustums):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_shape", self.starts.shape[:-1])
+
+    def get_positions(self) -> Tensor:
+        """Middles (..., 3) of the samples, in the scene."""
+        of_rays = self.origins.dim() == 3 and self.origins.stride(1) == self.directions.stride(1) == 0
+        if not of_rays or self.origins.requires_grad or self.directions.requires_grad:
+            return super().get_positions()
+        return along_rays.positions(
+            self.origins[:, 0], self.directions[:, 0], self.starts[..., 0], self.ends[..., 0]
+        )
 
 
 class CpuRaySamples(RaySamples):
