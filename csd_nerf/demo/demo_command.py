@@ -40,7 +40,7 @@ class Demo:
     """What proposes the change: tiny-instruct, or the folder of an InstructPix2Pix in diffusers format."""
     train_steps: int = 1000
     """Steps of training the scene as it is."""
-    edit_steps: int = 320
+    edit_steps: int = 240
     """Steps of the edit; 32 to a round of edited views."""
     seed: int = 0
     """Decides cameras, training and edit."""
