@@ -28,7 +28,7 @@ MOST_SHIFT = 1 / 8
 
 LEAST_PEAK = 8.0
 """Height of a peak, in standard deviations of the correlation, from which it says something: pictures that
-have nothing in common come to 6."""
+show different things come to 7."""
 
 MOST_ALIGNED = 0.9
 """Length of the mean edge over the mean length of the edges, up to which a shift along them is seen: 1 where
