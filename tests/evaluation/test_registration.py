@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csd_nerf.evaluation.figures import Figures
+from csd_nerf.evaluation.measure import DrawnEdit, Networks, measure
+from csd_nerf.evaluation.neighbours import Baseline
 from csd_nerf.evaluation.registration import Registration, registration
+from csd_nerf.evaluation.reprojection import PosedPictures
+from csd_nerf.evaluation.weights import Unavailable
 from csd_nerf.priors import Prior
 from csd_nerf.scenes.operators import OPERATORS, TINTS
 from csd_nerf.scenes.still_life import orbit_cameras, render
@@ -109,3 +114,23 @@ def test_where_nothing_can_be_told_there_is_no_number(large: Tensor) -> None:
         found = registration(image, reference)
         for figures in (found.right, found.down, found.zoom, found.shift):
             assert figures.isnan().all(), name
+
+
+def test_an_evaluation_leaves_out_views_that_say_nothing(large: Tensor) -> None:
+    source = seen(large)
+    flat = torch.full_like(source, 0.5)
+    absent = Unavailable("no weights", "fetch them")
+
+    def figures(after: Tensor) -> Figures:
+        depths, camera = torch.ones(2, SIZE, SIZE), torch.eye(3).repeat(2, 1, 1)
+        poses = torch.cat([camera, torch.zeros(2, 3, 1)], dim=2)
+        before, edited = (PosedPictures(images, depths, poses, camera) for images in (source, after))
+        edit = DrawnEdit(before, edited, count=2, short=Baseline([], []), long=Baseline([], []))
+        return measure(edit, Networks(lpips=absent, dino=absent, clip=absent))
+
+    found = figures(torch.cat([seen(large, right=2, zoom=0.99)[:1], flat[1:]]))
+    shift, zoom = found["registration_shift"], found["registration_zoom"]
+    assert shift.after == pytest.approx(2, abs=0.1) and zoom.after == pytest.approx(1, abs=0.1)
+    assert shift.count == zoom.count == 1 and (shift.unit, zoom.unit) == ("px", "%")
+    reasons = {missing.name: missing.reason for missing in figures(flat).missing}
+    assert "edges" in reasons["registration_shift"] and "edges" in reasons["registration_zoom"]
