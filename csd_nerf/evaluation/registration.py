@@ -72,16 +72,14 @@ def registration(images: Images, reference: Images) -> Registration:
     """Shift and zoom of each view against its source.
 
     An edge is the double angle of the gradient of the luma with the length of its square, over the mean
-    square in its neighbourhood: `(g_x + i g_y)^2 / (blur |g|^2 + 1/255^2)`, less its own mean there. So an
-    edge counts alike whether an edit makes it strong or weak, or turns dark against bright. The edited
-    picture's edges are zoomed back by each of the zooms looked for, and the phase correlation (Kuglin and
-    Hines 1975) with the source's, its frequencies f weighted by `exp(-(2 pi f)^2 / 2)`, has its peak at the
-    shift. The highest peak gives the zoom. Both are refined by parabolas through the neighbours, the shift's
-    at tenths of a pixel.
+    square in its neighbourhood: `(g_x + i g_y)^2 / (blur |g|^2 + 1/255^2)`. So it counts alike whether an
+    edit makes it strong or weak, or turns dark against bright. The edited picture's edges are zoomed back by
+    each of the zooms looked for, and the phase correlation (Kuglin and Hines 1975) with the source's, its
+    frequencies f weighted by `exp(-(2 pi f)^2 / 2)`, has its peak at the shift. The highest peak gives the
+    zoom. Both are refined by parabolas through the neighbours, the shift's at tenths of a pixel.
 
-    NaN where no peak stands out of the correlation, or only a ridge, or where the peak lies at the end of
-    the search: pictures without edges, with edges of one direction only, of different things, or too far
-    apart (`MOST_SHIFT`, `MOST_ZOOM`).
+    NaN for pictures without edges, with edges of one direction only (`MOST_ALIGNED`), of different things
+    (`LEAST_PEAK`) and too far apart (`MOST_SHIFT`, `MOST_ZOOM`).
 
     Args:
         images: edited, 0..1.
