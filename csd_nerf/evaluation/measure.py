@@ -22,6 +22,7 @@ from csd_nerf.evaluation.consistency import hue_deviation
 from csd_nerf.evaluation.figures import Better, Figure, Figures, Missing, summarize
 from csd_nerf.evaluation.neighbours import Baseline
 from csd_nerf.evaluation.pixels import LPIPS_NETWORK, load_lpips, lpips, psnr, ssim
+from csd_nerf.evaluation.registration import registration
 from csd_nerf.evaluation.reprojection import PosedPictures, change_of, contrast, reprojection_error
 from csd_nerf.evaluation.structure import edge_correlation, load_dino, structure_distance
 from csd_nerf.evaluation.weights import DINO, Unavailable
@@ -156,6 +157,7 @@ def measure(edit: DrawnEdit, networks: Networks) -> Figures:
     _colours(findings, before, after)
     _distances(findings, "source", after, before, networks)
     findings.add("edge_correlation", edge_correlation(after, before), "higher")
+    _registration(findings, before, after)
     with findings.of("structure_distance"):
         keys = _loaded(networks.dino)
         distance = structure_distance(keys, after, before)
@@ -260,6 +262,19 @@ def _reprojection(findings: _Findings, edit: DrawnEdit, length: str, baseline: B
         )
         findings.add(change_error, change.errors, "lower")
         findings.add(coverage, after.coverage, "neither", before.coverage)
+
+
+def _registration(findings: _Findings, before: Tensor, after: Tensor) -> None:
+    """How far the edit has moved, and how much larger or smaller it has become."""
+    with findings.of("registration_shift", "registration_zoom"):
+        found = registration(after, before)
+        if found.zoom.isnan().all():
+            raise Unavailable(
+                "no view after the edit has edges that lie as they did before it",
+                "look at the pictures: the edit moved far, changed what is there, or the views have no edges",
+            )
+        findings.add("registration_shift", found.shift, "lower", unit="px")
+        findings.add("registration_zoom", 100 * (found.zoom - 1).abs(), "lower", unit="%")
 
 
 def _colours(findings: _Findings, before: Tensor, after: Tensor) -> None:

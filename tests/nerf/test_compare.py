@@ -140,6 +140,9 @@ def test_a_comparison_leaves_figures_and_one_page(compared: Path) -> None:
     assert page.count("data:video/mp4;base64,") == 3 and page.count('class="compare"') == 2
     assert page.count("<svg") == 2 and "hf download openai/clip-vit-large-patch14" in page
     assert "ns-train csd-edit-dataset" in page and "csd-nerf compare" in page
+    for name in ("shift", "zoom"):
+        assert f"registration_{name}" in summary and f"registration {name} " in page
+        assert float(table[1][f"registration_{name}"]) >= 0
 
 
 def test_a_method_that_fails_is_reported_and_the_others_go_on(compared: Path) -> None:

@@ -66,7 +66,10 @@ def test_an_edit_is_measured_without_weights_or_network(edit_run: Path, tmp_path
     assert torch.__version__.startswith(report["versions"]["torch"])
     assert {name for name in missing if not name.startswith("clip")} == set(OFFLINE[1:])
     assert "hf download openai/clip-vit-large-patch14" in missing[OFFLINE[0]]["hint"]
-    for name in ("psnr_to_known_edit", "reprojection_error_short", "hue_deviation", "edge_correlation"):
+    for name in (
+        "psnr_to_known_edit", "reprojection_error_short", "hue_deviation", "edge_correlation",
+        "registration_shift", "registration_zoom",
+    ):  # fmt: skip
         assert math.isfinite(figures[name]["after"])
         assert name in printed
     # Four steps go a long way on so small a scene.
