@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from csd_nerf.errors import InputError, check
+
+if TYPE_CHECKING:
+    from csd_nerf.priors.base import GuidedBy
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folder of each part with weights, and how the weights' file names begin."""
@@ -248,6 +251,11 @@ def is_image_conditioned(folder: Path) -> bool:
     """Whether a folder that was checked holds an InstructPix2Pix; otherwise it is a text-to-image model."""
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+
+
+def guided_by(folder: Path) -> GuidedBy:
+    """How the model in a folder that was checked is guided, see `Prior.guided_by`."""
+    return "picture-and-text" if is_image_conditioned(folder) else "text"
 
 
 def is_xl(folder: Path) -> bool:
