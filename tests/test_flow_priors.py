@@ -6,6 +6,7 @@ import gc
 import shutil
 import signal
 import weakref
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,6 +200,45 @@ def test_timesteps_are_visited_as_by_the_pipelines_scheduler(model: SimpleNamesp
     scheduler.set_timesteps(sigmas=places, mu=mu)
     ours = [shifted(place, model.prior.time_shift) for place in places]
     torch.testing.assert_close(scheduler.sigmas[:-1], torch.tensor(ours, dtype=torch.float32))
+
+
+def test_in_half_precision_it_says_about_the_same(
+    model: SimpleNamespace, views: torch.Tensor, generator
+) -> None:
+    half = load_prior(str(model.folder), device="cpu", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    noisy = torch.randn(2, 16, 8, 12, generator=generator)
+    said, exact = (
+        prior.predict_noise(noisy, T, prior.embed([PROMPT, ""]), prior.condition(views))
+        for prior in (half, model.prior)
+    )
+    assert said.dtype == torch.float32
+    assert 0 < (said - exact).abs().mean() < 0.02 * exact.abs().mean()
+
+
+def test_from_the_hub_come_its_parts_and_nothing_else(
+    model: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a folder here: what is asked of it are patterns of names."""
+    hub, cache = shutil.copytree(model.folder, tmp_path / "hub"), tmp_path / "cache"
+    for unwanted in ("flux.safetensors", "transformer/pytorch_model.bin"):
+        (hub / unwanted).write_bytes(b"")
+    fetched: list[list[str]] = []
+
+    def snapshot_download(hub_id: str, *, allow_patterns: list[str]) -> str:
+        names = [str(file.relative_to(hub)) for file in sorted(hub.rglob("*")) if file.is_file()]
+        fetched.append([name for name in names if any(fnmatch(name, wanted) for wanted in allow_patterns)])
+        for name in fetched[-1]:
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / name, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    prior = load_prior("some/flow", device="cpu")
+    assert type(prior) is type(model.prior) and len(prior.embed([PROMPT])) == 1
+    configs, everything = fetched
+    assert not any(name.endswith(".safetensors") for name in configs)  # checked before the rest comes
+    assert not {"flux.safetensors", "transformer/pytorch_model.bin"} & set(everything)
 
 
 def test_text_encoders_are_gone_after_use(model: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
