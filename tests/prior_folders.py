@@ -1,4 +1,4 @@
-"""Breaking prior folders on purpose, and what is said of them."""
+"""Prior folders: small untrained models of flow matching, and breaking folders on purpose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from csd_nerf.bundled import bundled_path
 from csd_nerf.errors import InputError
 from csd_nerf.priors import check_prior
 
@@ -22,3 +24,110 @@ def check_that_a_missing_part_is_named(folder: Path, part: str) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(InputError, match=f"missing parts(.|\n)*no {part}"):
         check_prior(str(folder))
+
+
+def save_flux_kontext(folder: Path, *, guidance_embeds: bool = True) -> Path:
+    """A FLUX.1 Kontext in small about the bundled VAE, shifted, and the bundled CLIP; 8 pixels a token."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        FluxKontextPipeline,
+        FluxTransformer2DModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+
+    bundled = bundled_path("tiny-instruct")
+    vae = AutoencoderKL.from_pretrained(bundled / "vae")
+    vae.register_to_config(shift_factor=0.15)
+    clip = CLIPTextModel.from_pretrained(bundled / "text_encoder")
+    letters = [("\u2581", -1.0), *((letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
+    t5_tokenizer = T5TokenizerFast(
+        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], extra_ids=0
+    )
+    torch.manual_seed(0)
+    t5 = T5EncoderModel(
+        T5Config(vocab_size=len(t5_tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    )
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * vae.config["latent_channels"],
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=clip.config.hidden_size,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 6, 6),
+    )
+    FluxKontextPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=CLIPTokenizer.from_pretrained(bundled / "tokenizer"),
+        text_encoder_2=t5,
+        tokenizer_2=t5_tokenizer,
+        transformer=transformer,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_flux2_klein(folder: Path, *, is_distilled: bool = False) -> Path:
+    """A FLUX.2 klein in small; 8 pixels a token."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    letters = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz\u0120\u010a"]
+    tokenizer = Qwen2TokenizerFast(vocab={letter: place for place, letter in enumerate(letters)}, merges=[])
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    language_model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(letters),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=28,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            initializer_range=0.5,  # so that prompts differ
+        )
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=vae,
+        text_encoder=language_model,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        is_distilled=is_distilled,
+    ).save_pretrained(folder)
+    return folder

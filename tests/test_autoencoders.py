@@ -16,7 +16,7 @@ from csd_nerf.bundled import bundled_path
 from csd_nerf.editors.settings import PictureSettings
 from csd_nerf.editors.tiles import encode_tiles
 from csd_nerf.errors import InputError
-from csd_nerf.priors import Prior, check_vae, latent_diffusion, load_prior, loading
+from csd_nerf.priors import Prior, check_vae, latent_diffusion, latent_prior, load_prior, loading, parts
 from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
 
 GPU = torch.device("cuda", 0)
@@ -128,7 +128,7 @@ def test_all_its_convolutions_run_in_the_order_that_is_fast_on_a_gpu(
     tiny_prior: Prior, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pretending that the CPU is one."""
-    for module in (loading, latent_diffusion):
+    for module in (parts, latent_prior, latent_diffusion):
         monkeypatch.setattr(module, "memory_format", lambda device: torch.channels_last)
     prior: Any = load_prior("tiny-instruct", device="cpu")
     seen = []

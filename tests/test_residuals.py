@@ -20,6 +20,7 @@ from csd_nerf.distillation import (
     csd_edit,
     dds,
     dreamcatalyst,
+    evaluations,
     pds,
     pds_coefficients,
     sds,
@@ -81,7 +82,7 @@ def guided(prior: Prior, views: Views, latents: Tensor, text: Tensor, guidance: 
     return torch.cat(rows)
 
 
-def evaluations(prior: Prior, residual, views: Views) -> int:
+def counted(prior: Prior, residual, views: Views) -> int:
     """U-Net evaluations a view."""
     before = prior.unet_evaluations
     residual(prior, views, GUIDANCE)
@@ -91,7 +92,7 @@ def evaluations(prior: Prior, residual, views: Views) -> int:
 def test_sds_is_the_guided_prediction_less_the_noise(prior: Prior, views: Views) -> None:
     expected = guided(prior, views, views.latents, views.target_text, GUIDANCE) - views.noise
     torch.testing.assert_close(sds(prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
-    assert evaluations(prior, sds, views) == (3 if prior.image_conditioned else 2)
+    assert counted(prior, sds, views) == (3 if prior.image_conditioned else 2)
 
 
 def test_dds_is_the_difference_of_two_guided_predictions(prior: Prior, views: Views) -> None:
@@ -100,7 +101,7 @@ def test_dds_is_the_difference_of_two_guided_predictions(prior: Prior, views: Vi
     )
     assert expected.square().mean() > 1e-3
     torch.testing.assert_close(dds(prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
-    assert evaluations(prior, dds, views) == (6 if prior.image_conditioned else 4)
+    assert counted(prior, dds, views) == (6 if prior.image_conditioned else 4)
 
 
 def test_dds_of_identical_prompts_and_latents_is_zero(prior: Prior, views: Views) -> None:
@@ -117,7 +118,7 @@ def test_csd_edit_evaluates_no_branch_twice(prior: Prior, views: Views) -> None:
     torch.testing.assert_close(
         csd_edit(prior, views, GUIDANCE), all_branches, rtol=0, atol=2e-5 * GUIDANCE.text
     )
-    assert evaluations(prior, csd_edit, views) == (5 if prior.image_conditioned else 3)
+    assert counted(prior, csd_edit, views) == (5 if prior.image_conditioned else 3)
 
 
 def test_dreamcatalyst_is_csd_edit_weighed_by_the_noise_and_a_pull_to_the_source(tiny_prior: Prior) -> None:
@@ -127,7 +128,7 @@ def test_dreamcatalyst_is_csd_edit_weighed_by_the_noise_and_a_pull_to_the_source
     torch.testing.assert_close(dreamcatalyst(tiny_prior, views, GUIDANCE), expected, rtol=1e-5, atol=1e-5)
     still = replace(views, latents=views.source, target_text=views.empty_text)
     assert dreamcatalyst(tiny_prior, still, GUIDANCE).abs().max() < 1e-5
-    assert evaluations(tiny_prior, dreamcatalyst, views) == 5
+    assert counted(tiny_prior, dreamcatalyst, views) == 5
 
 
 def test_ssd_compares_with_a_source_that_is_not_guided(tiny_prior: Prior) -> None:
@@ -140,7 +141,7 @@ def test_ssd_compares_with_a_source_that_is_not_guided(tiny_prior: Prior) -> Non
     expected = guided(tiny_prior, views, views.latents, views.target_text, GUIDANCE) - plain
     expected = expected + 0.075 * 2.718281828**0.6 * alpha * (views.latents - views.source)
     torch.testing.assert_close(ssd(tiny_prior, views, GUIDANCE), expected, rtol=0, atol=2e-4)
-    assert evaluations(tiny_prior, ssd, views) == 4
+    assert counted(tiny_prior, ssd, views) == 4
 
 
 def test_csd_edit_at_the_source_with_empty_prompt_is_zero(tiny_prior: Prior) -> None:
@@ -177,7 +178,7 @@ def test_pds_is_the_difference_of_the_stochastic_latents(prior: Prior, views: Vi
 
     expected = stochastic(views.latents, views.target_text) - stochastic(views.source, views.source_text)
     torch.testing.assert_close(pds(prior, views, GUIDANCE), expected.float(), rtol=0, atol=2e-4)
-    assert evaluations(prior, pds, views) == (6 if prior.image_conditioned else 4)
+    assert counted(prior, pds, views) == (6 if prior.image_conditioned else 4)
 
 
 @pytest.mark.parametrize("t", [0, 1])
@@ -250,6 +251,17 @@ def test_a_prior_that_cannot_be_asked_is_refused_at_once(prior: Prior, residual)
         Objective(ObjectiveConfig(residual=residual), prior)
     with pytest.raises(InputError):
         check_fit(residual, image_conditioned=prior.image_conditioned)
+
+
+@pytest.mark.parametrize("residual", list(RESIDUALS))
+def test_the_evaluations_stated_are_those_counted(prior: Prior, views: Views, residual) -> None:
+    assert evaluations(residual, prior.guided_by) == counted(prior, RESIDUALS[residual], views)
+
+
+def test_pds_is_not_for_flows() -> None:
+    with pytest.raises(InputError, match="pds cannot ask a model of flow matching"):
+        check_fit("pds", image_conditioned=False, flow=True)
+    check_fit("dds", image_conditioned=False, flow=True)
 
 
 @pytest.mark.parametrize("residual", ["dds", "pds"])

@@ -6,11 +6,12 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from csd_nerf.distillation.residuals import WITH_INSTRUCTION
+from csd_nerf.distillation.residuals import WITH_INSTRUCTION, evaluations, rows_of_a_question
 from csd_nerf.errors import InputError, check
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.trainer import EditTrainerConfig
-from csd_nerf.priors.folder import is_image_conditioned
+from csd_nerf.priors.base import GuidedBy
+from csd_nerf.priors.folder import guided_by
 from csd_nerf.priors.loading import check_prior
 from csd_nerf.settings_files import apply_recipe
 
@@ -24,10 +25,6 @@ EDITING = tuple(
 )
 """nerfstudio methods that can be compared; csd-edit-tiny is csd-edit with the recipe tiny."""
 
-_ROWS = {
-    "sds": (2, 3), "dds": (4, 6), "csd-edit": (5, 5), "pds": (4, 6), "dreamcatalyst": (5, 5), "ssd": (4, 4),
-}  # fmt: skip
-"""U-Net evaluations a view: of a text-to-image prior, and of one that is shown the picture."""
 _STRUCTURE_ROWS = 2
 """U-Net evaluations a view of the structure loss `cut`: of the view and of the source."""
 
@@ -66,8 +63,8 @@ def price_of(config: Any) -> Price:
     """What a method costs.
 
     A round asks about each of its views: in every step of the descent the evaluations of the residual and of
-    the structure loss, or 3 in every step of DDIM. On the published gradient's route every training step is
-    a round of one such step.
+    the structure loss, or those of one guided answer in every step of DDIM. On the published gradient's route
+    every training step is a round of one such step.
 
     Args:
         config: of the method, with the recipe; its prior must be on this machine or a hub id.
@@ -87,20 +84,28 @@ def price_of(config: Any) -> Price:
     if pipeline.route == "gradient":
         return Price(pipeline.particles * _rows(pipeline), 1)
     sampling = pipeline.edit == "sample"
-    a_view = 3 * pipeline.sampling.steps if sampling else pipeline.descent.steps * _rows(pipeline)
+    if sampling:
+        a_view = pipeline.sampling.steps * rows_of_a_question(_guided_by(pipeline))
+    else:
+        a_view = pipeline.descent.steps * _rows(pipeline)
     if asks_once:
         return Price(a_view, None)
     return Price(pipeline.particles * a_view, pipeline.fits_per_round)
 
 
 def _rows(pipeline: Any) -> int:
-    residual = pipeline.objective.residual
-    text_to_image, shown_the_picture = _ROWS[residual]
-    folder = check_prior(pipeline.prior)
-    # Of a model on the hub only the residual tells. sds asks both kinds; its own is Stable Diffusion.
-    shown = residual in WITH_INSTRUCTION if folder is None else is_image_conditioned(folder)
     structure = _STRUCTURE_ROWS if pipeline.objective.structure.loss == "cut" else 0
-    return structure + (shown_the_picture if shown else text_to_image)
+    return structure + evaluations(pipeline.objective.residual, _guided_by(pipeline))
+
+
+def _guided_by(pipeline: Any) -> GuidedBy:
+    folder = check_prior(pipeline.prior)
+    if folder is not None:
+        return guided_by(folder)
+    # Of a model on the hub only the edit tells: one that takes instructions is taken for an InstructPix2Pix.
+    # sds asks any kind; its own is Stable Diffusion.
+    instructed = not pipeline.distils or pipeline.objective.residual in WITH_INSTRUCTION
+    return "picture-and-text" if instructed else "text"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.datamanager import check_dataset
 from csd_nerf.nerf.evaluate_command import LEAST_SIZE
 from csd_nerf.nerf.runs import find_run
-from csd_nerf.priors.folder import is_image_conditioned
+from csd_nerf.priors.folder import flow_pipeline, is_image_conditioned
 from csd_nerf.priors.loading import check_prior
 from csd_nerf.scenes.operators import CAPTIONS
 from csd_nerf.settings_files import RECIPES, find_recipe
@@ -181,6 +181,13 @@ def _check_method(
     if folder is not None:
         config.pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
     if method == PER_VIEW:
+        check(
+            folder is None or flow_pipeline(folder) is None,
+            f"{PER_VIEW} cannot ask a model of flow matching",
+            expected="an InstructPix2Pix",
+            got=config.pipeline.prior,
+            hint=f"leave out {PER_VIEW}, or name another prior in the recipe",
+        )
         return
     for budget in evaluations:
         spend(method, config, budget)

@@ -69,14 +69,15 @@ class ObjectiveConfig:
     """Least noise, as a fraction of the prior's schedule."""
     max_timestep: float = 0.5
     """Most noise, as a fraction of the prior's schedule. More of it allows larger changes."""
-    timesteps: Literal["uniform", "annealed"] = "uniform"
-    """Draw every step's noise level at random, or lower it steadily from most to least over the edit."""
+    timesteps: Literal["uniform", "visited", "annealed"] = "uniform"
+    """Draw every step's noise level at random, evenly or as often as the prior's own sampler visits it (which
+    differs for models of flow matching), or lower it steadily from most to least over the edit."""
     noise: Literal["per-particle", "shared"] = "per-particle"
     """One noise for each view, or one for all of them. Target and source of a view always share theirs."""
     text_guidance: float = 7.5
-    """How strongly the prompt is followed."""
+    """How strongly the prompt is followed. A model with guidance distilled into it has its own."""
     image_guidance: float = 1.5
-    """How closely the source picture is kept. A text-to-image model is not shown it."""
+    """How closely the source picture is kept, by models that are guided by it: InstructPix2Pix."""
     structure: StructureConfig = field(default_factory=StructureConfig)
     """What holds the edit to the source's layout."""
 
@@ -135,7 +136,12 @@ class Objective:
         self.config = config
         self.prior = prior
         _timestep_range(config)
-        check_fit(config.residual, image_conditioned=prior.image_conditioned)
+        check_fit(
+            config.residual,
+            image_conditioned=prior.image_conditioned,
+            guided_by=prior.guided_by,
+            flow=prior.schedule.is_flow,
+        )
         check_structure(config.structure, prior)
         self._feature = load_feature(config.distance, prior) if config.transport == "svgd" else None
 
@@ -149,7 +155,11 @@ class Objective:
             generator: source of the timestep.
         """
         return _timestep_range(self.config).sample(
-            self.prior.schedule.num_timesteps, step=step, max_steps=max_steps, generator=generator
+            self.prior.schedule.num_timesteps,
+            step=step,
+            max_steps=max_steps,
+            time_shift=self.prior.time_shift,
+            generator=generator,
         )
 
     @torch.no_grad()
@@ -196,7 +206,7 @@ class Objective:
         if t is None:
             t = self.draw_timestep(step=step, max_steps=max_steps, generator=generator)
         target_text = prior.embed([prompt] if isinstance(prompt, str) else prompt)
-        source_text, empty_text = prior.embed([source_prompt, ""]).split(1)
+        known_text = prior.embed([source_prompt, ""])
         views = Views(
             latents=latents.detach().float(),
             source=source.float(),
@@ -204,8 +214,8 @@ class Objective:
             noise=self._noise(latents, generator),
             t=t,
             target_text=target_text,
-            source_text=source_text,
-            empty_text=empty_text,
+            source_text=known_text[:1],
+            empty_text=known_text[1:],
         )
         evaluations = prior.unet_evaluations
         guidance = Guidance(config.text_guidance, config.image_guidance)

@@ -7,7 +7,8 @@ edits pictures (`Prior.image_conditioned`) is given the source picture as well; 
 Residuals are for descent: subtracting them from `x` follows the edit. The U-Net's Jacobian is dropped, as in
 all score distillation.
 
-The functions take either kind of prior. Which make sense together is `check_fit`'s to say.
+The functions take any kind of prior. Which make sense together is `check_fit`'s to say, and what they cost
+`evaluations`'.
 
 Every function makes one call to `Prior.predict_noise` for all views and all branches of guidance; the prior
 cuts it into micro-batches.
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from csd_nerf.distillation.schedule import Weighting
 from csd_nerf.errors import InputError
-from csd_nerf.priors.base import NoiseSchedule, Prior
+from csd_nerf.priors.base import GuidedBy, NoiseSchedule, Prior, Text, as_many, joined
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Guidance:
     """Classifier-free guidance scales.
 
     Args:
-        text: `w_txt`, how strongly the prompt is followed.
-        image: `w_img`, how closely the source picture is kept; a text-to-image model knows of none.
+        text: `w_txt`, how strongly the prompt is followed; a model with guidance distilled into it has its
+            own.
+        image: `w_img`, how closely the source picture is kept; only models guided by it know of any.
     """
 
     text: float = 7.5
@@ -54,7 +56,7 @@ class Guidance:
         return plain + self.image * (image - plain) + self.text * (text - image)
 
     def combine_text(self, plain: Tensor, text: Tensor) -> Tensor:
-        """Guided noise of a text-to-image model (Ho and Salimans, 2207.12598).
+        """Guided noise of a model that is guided by the prompt alone (Ho and Salimans, 2207.12598).
 
             e = e(0) + w_txt (e(y) - e(0))
 
@@ -75,10 +77,10 @@ class Views:
         condition: what the prior is shown of the source pictures (`Prior.condition`).
         noise: `eps`, standard normal.
         t: timestep, an index into the prior's noise schedule.
-        target_text: embedding of the prompt, (1, L, d), or of each view's own, (N, L, d).
-        source_text: embedding of the description of the source, (1, L, d); used by `dds` and `pds`, and by
-            the structure loss of a text-to-image model.
-        empty_text: embedding of the empty prompt, (1, L, d).
+        target_text: the prompt (`Prior.embed`), one row for all views or one for each.
+        source_text: the description of the source, one row; used by `dds` and `pds`, and by the structure
+            loss of a text-to-image model.
+        empty_text: the empty prompt, one row.
     """
 
     latents: Float[Tensor, "n c h w"]
@@ -86,19 +88,16 @@ class Views:
     condition: Float[Tensor, "n k h w"]
     noise: Float[Tensor, "n c h w"]
     t: int
-    target_text: Float[Tensor, "1 l d"] | Float[Tensor, "n l d"]
-    source_text: Float[Tensor, "1 l d"]
-    empty_text: Float[Tensor, "1 l d"]
+    target_text: Text
+    source_text: Text
+    empty_text: Text
 
 
 Residual = Callable[[Prior, Views, Guidance], Tensor]
 
 
 def sds(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
-    """Score Distillation Sampling (Poole et al., 2209.14988, equation 3): `s = e(x_t; y) - eps`.
-
-    U-Net evaluations a view: 2 of a text-to-image model, 3 of one that is shown the picture.
-    """
+    """Score Distillation Sampling (Poole et al., 2209.14988, equation 3): `s = e(x_t; y) - eps`."""
     noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
     (predicted,) = _guided_noise(prior, views, guidance, (noisy, views.target_text))
     return predicted - views.noise
@@ -108,7 +107,6 @@ def dds(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h 
     """Delta Denoising Score (Hertz et al., 2304.07090): `s = e(x_t; y) - e(x~_t; y_src)`.
 
     The source branch takes away the part of the score that has nothing to do with the edit.
-    U-Net evaluations a view: 4 of a text-to-image model, 6 of one that is shown the picture.
     """
     noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
     noisy_source = prior.schedule.add_noise(views.source, views.noise, views.t)
@@ -121,8 +119,8 @@ def dds(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h 
 def csd_edit(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
     """CSD-Edit (Kim et al., 2307.04787): `s = e(x_t; img, y) - e(x~_t; img, empty)`, img being the source.
 
-    In the source branch the prompt is empty, so e(img,y) and e(img,0) are the same: 5 U-Net evaluations a
-    view instead of 6. The residual is zero at the source with an empty prompt.
+    In the source branch the prompt is empty, so e(img,y) and e(img,0) are the same, and evaluated once. The
+    residual is zero at the source with an empty prompt.
     """
     noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
     noisy_source = prior.schedule.add_noise(views.source, views.noise, views.t)
@@ -190,13 +188,12 @@ def ssd(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h 
 
         s = e(x_t; img, y) - e(x~_t; 0, 0)  +  0.075 exp(t/T) (x_t - x~_t)
 
-    Both are noised alike, so that the last difference is that of the clean latents times alpha_t. U-Net
-    evaluations a view: 4 of a model that is shown the picture, 3 of a text-to-image model.
+    Both are noised alike, so that the last difference is that of the clean latents times alpha_t.
     """
     noisy = prior.schedule.add_noise(views.latents, views.noise, views.t)
     noisy_source = prior.schedule.add_noise(views.source, views.noise, views.t)
     (predicted,) = _guided_noise(prior, views, guidance, (noisy, views.target_text))
-    nothing = views.empty_text.expand(len(noisy), -1, -1)
+    nothing = as_many(views.empty_text, len(noisy))
     plain = prior.predict_noise(noisy_source, views.t, nothing, torch.zeros_like(views.condition))
     level = views.t / prior.schedule.num_timesteps
     return predicted - plain + _IDENTITY_PULL * math.exp(level) * (noisy - noisy_source)
@@ -217,18 +214,59 @@ WITH_SOURCE_PROMPT = ("dds", "pds")
 """Residuals that compare with a description of the source."""
 
 
-def check_fit(residual: str, *, image_conditioned: bool) -> None:
+_QUESTIONS = {
+    "sds": (1, 0, 0), "dds": (2, 0, 0), "csd-edit": (1, 1, 0), "pds": (2, 0, 0),
+    "dreamcatalyst": (1, 1, 0), "ssd": (1, 0, 1),
+}  # fmt: skip
+"""What a residual asks about a view: guided with a prompt, guided without one, and not guided."""
+
+
+def rows_of_a_question(guided_by: GuidedBy, *, with_prompt: bool = True) -> int:
+    """Evaluations of the network for one guided answer; without a prompt the last two branches are one.
+
+    Example:
+        >>> [rows_of_a_question(kind) for kind in ("picture-and-text", "text", "itself")]
+        [3, 2, 1]
+    """
+    branches = {"picture-and-text": 3, "text": 2, "itself": 1}[guided_by]
+    return branches if with_prompt else max(branches - 1, 1)
+
+
+def evaluations(residual: str, guided_by: GuidedBy) -> int:
+    """Evaluations of the network a view, by a residual with a prior (`Prior.guided_by`).
+
+    Example:
+        >>> [evaluations("csd-edit", kind) for kind in ("picture-and-text", "text", "itself")]
+        [5, 3, 2]
+    """
+    with_prompt, without, unguided = _QUESTIONS[residual]
+    empty = rows_of_a_question(guided_by, with_prompt=False)
+    return with_prompt * rows_of_a_question(guided_by) + without * empty + unguided
+
+
+def check_fit(
+    residual: str, *, image_conditioned: bool, guided_by: GuidedBy | None = None, flow: bool = False
+) -> None:
     """See that a residual asks what a kind of prior can answer.
 
     Args:
         residual: name of a residual.
         image_conditioned: whether the prior is a model that edits pictures by instruction
             (`Prior.image_conditioned`), or else a text-to-image model.
+        guided_by: see `Prior.guided_by`; None where it is not known yet.
+        flow: whether its noise levels are those of flow matching (`NoiseSchedule.is_flow`).
 
     Raises:
         InputError: csd-edit, dreamcatalyst or ssd with a text-to-image model; dds or pds with one that takes
-            instructions.
+            instructions; ssd with one that cannot do without the picture; pds with flow matching.
     """
+    if residual == "pds" and flow:
+        raise InputError(
+            "the residual pds cannot ask a model of flow matching",
+            expected="a model with the noise levels of DDPM, from which the weights of pds are computed",
+            got="noise levels on a straight line, as of FLUX",
+            hint="use the residual dds, or stable-diffusion-v1-5/stable-diffusion-v1-5",
+        )
     if residual in WITH_INSTRUCTION and not image_conditioned:
         raise InputError(
             f"the residual {residual} cannot ask a text-to-image model",
@@ -240,47 +278,82 @@ def check_fit(residual: str, *, image_conditioned: bool) -> None:
         raise InputError(
             f"the residual {residual} cannot ask a model that takes instructions",
             expected="a text-to-image prior, which knows what a description of the source looks like",
-            got="a prior whose U-Net is shown the source picture, an InstructPix2Pix",
+            got="a prior that is shown the source picture, as an InstructPix2Pix is",
             hint="use stable-diffusion-v1-5/stable-diffusion-v1-5 or another text-to-image model, or the "
             "residual csd-edit",
         )
+    if residual == "ssd" and guided_by not in (None, "picture-and-text"):
+        raise InputError(
+            "the residual ssd asks for an answer without the picture, and the prior was not trained for that",
+            expected="a prior that is guided by the picture, too: an InstructPix2Pix",
+            got="a prior that edits pictures and always needs one, as FLUX.1 Kontext",
+            hint="use the residual csd-edit or dreamcatalyst",
+        )
 
 
-Question = tuple[Tensor, Tensor | None]  # noisy (N, c, h, w), embedding (1 or N, L, d) or None for empty
-Branch = tuple[Tensor, Tensor, Tensor]  # noisy (N, c, h, w), embedding (1 or N, L, d), condition (N, k, h, w)
+Question = tuple[Tensor, Text | None]  # noisy (N, c, h, w), text of 1 or N rows or None for empty
+Branch = tuple[Tensor, Text, Tensor]  # noisy (N, c, h, w), text of 1 or N rows, condition (N, k, h, w)
 
 
 def _guided_noise(
     prior: Prior, views: Views, guidance: Guidance, *questions: Question
 ) -> tuple[Float[Tensor, "n c h w"], ...]:
+    return guided_noise(prior, views.t, views.empty_text, views.condition, guidance, *questions)
+
+
+def guided_noise(
+    prior: Prior,
+    t: int,
+    empty_text: Text,
+    condition: Float[Tensor, "n k h w"],
+    guidance: Guidance,
+    *questions: Question,
+) -> tuple[Float[Tensor, "n c h w"], ...]:
     """The guided noise `e(z; y)` of every question (z, y): all branches of guidance, all views, in one call.
 
     For the empty prompt the branch with the prompt is the one without, and is not evaluated twice.
+
+    Args:
+        prior: the diffusion model, which says how it is guided.
+        t: timestep of all.
+        empty_text: the empty prompt, one row.
+        condition: what the prior is shown of the views, for every question the same.
+        guidance: scales of both kinds of guidance.
+        questions: noisy latents (n, c, h, w), and a text of 1 or n rows, or None for the empty prompt.
     """
-    groups = [_branches(prior, views, noisy, text) for noisy, text in questions]
+    groups = [_branches(prior, empty_text, condition, noisy, text) for noisy, text in questions]
     rows, texts, conditions = zip(*itertools.chain(*groups), strict=True)
     predicted = prior.predict_noise(
         torch.cat(rows),
-        views.t,
-        torch.cat([text.expand(len(views.latents), -1, -1) for text in texts]),
+        t,
+        joined([as_many(text, len(condition)) for text in texts]),
         torch.cat(conditions),
     )
     answers = iter(predicted.chunk(len(rows)))
-    combine = guidance.combine if prior.image_conditioned else guidance.combine_text
     guided = []
     for group, (_, text) in zip(groups, questions, strict=True):
         parts = [next(answers) for _ in group]
         if text is None:
             parts.append(parts[-1])
-        guided.append(combine(*parts))
+        guided.append(_combined(prior, guidance, parts))
     return tuple(guided)
 
 
-def _branches(prior: Prior, views: Views, noisy: Tensor, text: Tensor | None) -> list[Branch]:
+def _combined(prior: Prior, guidance: Guidance, parts: list[Tensor]) -> Tensor:
+    if prior.guided_by == "itself":
+        return parts[0]
+    return guidance.combine_text(*parts) if prior.guided_by == "text" else guidance.combine(*parts)
+
+
+def _branches(
+    prior: Prior, empty_text: Text, condition: Tensor, noisy: Tensor, text: Text | None
+) -> list[Branch]:
     """The branches of guidance, in the order in which `Guidance` combines them."""
-    branches = [(noisy, views.empty_text, views.condition)]
-    if prior.image_conditioned:
-        branches.insert(0, (noisy, views.empty_text, torch.zeros_like(views.condition)))
+    if prior.guided_by == "itself":
+        return [(noisy, empty_text if text is None else text, condition)]
+    branches = [(noisy, empty_text, condition)]
+    if prior.guided_by == "picture-and-text":
+        branches.insert(0, (noisy, empty_text, torch.zeros_like(condition)))
     if text is not None:
-        branches.append((noisy, text, views.condition))
+        branches.append((noisy, text, condition))
     return branches

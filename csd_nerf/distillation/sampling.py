@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation.objective import NonFiniteResidual
-from csd_nerf.distillation.residuals import Guidance
+from csd_nerf.distillation.residuals import Guidance, guided_noise
 from csd_nerf.priors.base import NoiseSchedule, Prior
 
 
@@ -29,7 +29,8 @@ def sample_edit(
     prompt and, of an InstructPix2Pix, by the picture it is shown. Starting from a noised picture instead of
     pure noise is SDEdit (Meng et al., 2108.01073): the less noise, the more of the picture stays.
 
-    U-Net evaluations a picture and step: 3 of an InstructPix2Pix, 2 of a text-to-image model.
+    U-Net evaluations a picture and step: 3 of an InstructPix2Pix, 2 of a model that is guided by the prompt
+    alone, 1 of one that has guidance distilled into it.
 
     Args:
         prior: the diffusion model.
@@ -49,12 +50,12 @@ def sample_edit(
     timesteps = ddim_timesteps(start, steps)
     if not timesteps:
         return latents.clone()
-    prompt_text, empty_text = prior.embed([prompt, ""]).split(1)
+    text = prior.embed([prompt, ""])
     device = generator.device if generator is not None else latents.device
     noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
     latents = schedule.add_noise(latents.float(), noise, timesteps[0])
     for t, previous in zip(timesteps, [*timesteps[1:], 0], strict=True):
-        predicted = _guided_noise(prior, latents, t, prompt_text, empty_text, condition, guidance)
+        (predicted,) = guided_noise(prior, t, text[1:], condition, guidance, (latents, text[:1]))
         if not predicted.isfinite().all():
             raise NonFiniteResidual(f"the predicted noise at timestep {t} is not finite (prompt {prompt!r})")
         latents = ddim_step(schedule, predicted, latents, t, previous)
@@ -102,25 +103,3 @@ def ddim_step(
     """
     clean = (latents - schedule.sigmas[t].item() * predicted) / schedule.alphas[t].item()
     return schedule.add_noise(clean, predicted, previous)
-
-
-def _guided_noise(
-    prior: Prior,
-    noisy: Tensor,
-    t: int,
-    prompt_text: Tensor,
-    empty_text: Tensor,
-    condition: Tensor,
-    guidance: Guidance,
-) -> Float[Tensor, "n c h w"]:
-    """Noise after guidance, with all branches in one call of the prior."""
-    branches = [(empty_text, condition), (prompt_text, condition)]
-    if prior.image_conditioned:
-        branches.insert(0, (empty_text, torch.zeros_like(condition)))
-    parts = prior.predict_noise(
-        noisy.repeat(len(branches), 1, 1, 1),
-        t,
-        torch.cat([text.expand(len(noisy), -1, -1) for text, _ in branches]),
-        torch.cat([shown for _, shown in branches]),
-    ).chunk(len(branches))
-    return guidance.combine(*parts) if prior.image_conditioned else guidance.combine_text(*parts)

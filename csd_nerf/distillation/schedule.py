@@ -11,12 +11,26 @@ from csd_nerf.errors import check
 from csd_nerf.priors.base import NoiseSchedule
 
 Weighting = Literal["one-minus-alpha", "uniform"]
-Timesteps = Literal["uniform", "annealed"]
+Timesteps = Literal["uniform", "visited", "annealed"]
 
 
 def weight(schedule: NoiseSchedule, t: int, weighting: Weighting) -> float:
     """The weight w(t) of a step: `1 - alphas_cumprod[t] = sigma_t^2` ("one-minus-alpha") or 1 ("uniform")."""
     return schedule.sigmas[t].item() ** 2 if weighting == "one-minus-alpha" else 1.0
+
+
+def shifted(u: float, time_shift: float) -> float:
+    """Where on the schedule a sampler is after the fraction `1 - u` of its steps: `k u / (1 + (k - 1) u)`.
+
+    Args:
+        u: 0 to 1.
+        time_shift: k, above 0; 1/k undoes it.
+
+    Example:
+        >>> shifted(0.5, 3.0), shifted(0.75, 1 / 3)
+        (0.75, 0.5)
+    """
+    return time_shift * u / (1 + (time_shift - 1) * u)
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,9 @@ class TimestepRange:
 
     Args:
         low, high: bounds as fractions of the schedule's length, `0 <= low <= high <= 1`; both ends included.
-        order: "uniform" draws every step's timestep from the range; "annealed" walks it linearly from high to
-            low over the edit, so that what is coarse is settled before what is fine.
+        order: "uniform" draws every step's timestep from the range; "visited" draws it as often as the
+            model's own sampler comes by (`Prior.time_shift`); "annealed" walks the range linearly from high
+            to low over the edit, so that what is coarse is settled before what is fine.
 
     Raises:
         InputError: bounds out of order or out of range.
@@ -51,12 +66,21 @@ class TimestepRange:
         *,
         step: int = 0,
         max_steps: int = 1,
+        time_shift: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> int:
-        """The timestep of `step` (0-based, of `max_steps`), an index into a schedule of `num_timesteps`."""
+        """The timestep of `step` (0-based, of `max_steps`), an index into a schedule of `num_timesteps`.
+
+        Args:
+            time_shift: of the prior, for "visited"; with 1 that draws evenly.
+        """
         first, last = (round(bound * (num_timesteps - 1)) for bound in (self.low, self.high))
         if self.order == "annealed":
             progress = min(step / max(max_steps - 1, 1), 1.0)
             return round(last + (first - last) * progress)
         device = generator.device if generator is not None else "cpu"
+        if self.order == "visited":
+            low, high = (shifted(bound, 1 / time_shift) for bound in (self.low, self.high))
+            place = low + (high - low) * torch.rand((), generator=generator, device=device).item()
+            return round(shifted(place, time_shift) * (num_timesteps - 1))
         return int(torch.randint(first, last + 1, (), generator=generator, device=device))

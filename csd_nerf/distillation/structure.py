@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from csd_nerf.distillation.residuals import Views
 from csd_nerf.errors import InputError, check, option
-from csd_nerf.priors.base import Prior
+from csd_nerf.priors.base import Prior, Text, as_many
 
 RELEASED_SCALE = 2000.0
 """What the released code of DDS and CDS multiplies the residual by, and the structure loss not."""
@@ -162,7 +162,7 @@ def structure_gradient(
     device = generator.device if generator is not None else "cpu"
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
     source_text = views.empty_text if prior.image_conditioned else views.source_text
-    target_text = views.target_text.expand(len(views.latents), -1, -1)
+    target_text = as_many(views.target_text, len(views.latents))
     losses, gradients = [], []
     for start in range(0, len(views.latents), prior.unet_batch_size):
         rows = slice(start, start + prior.unet_batch_size)
@@ -180,11 +180,11 @@ def structure_gradient(
 
 
 def _features(
-    prior: Prior, views: Views, rows: slice, latents: Tensor, text: Tensor, config: StructureConfig
+    prior: Prior, views: Views, rows: slice, latents: Tensor, text: Text, config: StructureConfig
 ) -> list[Tensor]:
     """The maps of the chosen layers, of some of the views."""
     noisy = prior.schedule.add_noise(latents, views.noise[rows], views.t)
-    texts = text.expand(len(latents), -1, -1)
+    texts = as_many(text, len(latents))
     maps = prior.self_attention_features(noisy, views.t, texts, views.condition[rows])
     return [maps[layer] for layer in config.layers] if config.layers else maps
 

@@ -94,7 +94,7 @@ class EditSettings:
         """
         from csd_nerf.distillation.residuals import check_fit
         from csd_nerf.priors import check_prior, check_vae
-        from csd_nerf.priors.folder import is_image_conditioned
+        from csd_nerf.priors.folder import guided_by, is_image_conditioned
 
         for prompt in prompts:
             check(
@@ -117,7 +117,11 @@ class EditSettings:
         config.check(particles=self.particles, source_prompt=self.source_prompt)
         folder = check_prior(self.prior)
         if folder is not None:
-            check_fit(config.residual, image_conditioned=is_image_conditioned(folder))
+            check_fit(
+                config.residual,
+                image_conditioned=is_image_conditioned(folder),
+                guided_by=guided_by(folder),
+            )
         check_vae(self.vae, folder)
 
     def load_prior(self) -> "Prior":

@@ -9,6 +9,7 @@ from csd_nerf.priors.folder import (
     USUAL_SCALING_FACTOR,
     check_autoencoder,
     check_model_weights,
+    flow_pipeline,
     pixels_per_latent,
     read_json,
 )
@@ -72,6 +73,13 @@ def check_vae_folder(folder: Path, prior_folder: Path | None, *, with_weights: b
         check_model_weights(folder, VAE_WEIGHTS, "autoencoder")
     if prior_folder is None:
         return
+    check(
+        flow_pipeline(prior_folder) is None,
+        "another autoencoder cannot be put into a prior of flow matching",
+        expected="the prior's own",
+        got=str(folder),
+        hint="leave out --pipeline.vae (--vae of the editors)",
+    )
     own = read_json(prior_folder / "vae/config.json")
     # An AutoencoderTiny gives scaled latents as they are.
     scale = 1.0 if config.get("_class_name") == "AutoencoderTiny" else scaling_factor(own)

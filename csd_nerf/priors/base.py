@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from torch import Tensor
 class NoiseSchedule:
     """Signal and noise levels of a diffusion: `x_t = alphas[t] x + sigmas[t] eps`.
 
-    For DDPM-type models `alphas[t]^2 = alphas_cumprod[t]` and `alphas[t]^2 + sigmas[t]^2 = 1`.
+    For DDPM-type models `alphas[t]^2 = alphas_cumprod[t]` and `alphas[t]^2 + sigmas[t]^2 = 1`. For models of
+    flow matching `sigmas[t] = t / T` and `alphas[t] + sigmas[t] = 1`.
 
     Args:
         alphas: signal level of each timestep, (T,), falling.
@@ -30,6 +31,17 @@ class NoiseSchedule:
     def from_alphas_cumprod(cls, alphas_cumprod: Float[Tensor, " t"]) -> NoiseSchedule:
         return cls(alphas=alphas_cumprod.sqrt(), sigmas=(1 - alphas_cumprod).sqrt())
 
+    @classmethod
+    def flow(cls, num_timesteps: int) -> NoiseSchedule:
+        """Of flow matching: on the straight line from picture to noise, s = t / T at timestep t."""
+        sigmas = torch.arange(num_timesteps) / num_timesteps
+        return cls(alphas=1 - sigmas, sigmas=sigmas)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether signal and noise levels add up to one, rather than their squares."""
+        return bool(torch.allclose(self.alphas + self.sigmas, torch.ones_like(self.alphas)))
+
     @property
     def num_timesteps(self) -> int:
         return len(self.alphas)
@@ -37,6 +49,62 @@ class NoiseSchedule:
     def add_noise(self, latents: Tensor, noise: Tensor, t: int) -> Tensor:
         """`alphas[t] * latents + sigmas[t] * noise`."""
         return self.alphas[t].item() * latents + self.sigmas[t].item() * noise
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What a model is told by several tensors, such as words and a vector of the whole prompt.
+
+    Args:
+        parts: tensors with a row for each prompt, (n, ...).
+    """
+
+    parts: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, rows: slice | Tensor) -> TextParts:
+        return TextParts(tuple(part[rows] for part in self.parts))
+
+    def to(self, device: torch.device) -> TextParts:
+        return TextParts(tuple(part.to(device) for part in self.parts))
+
+
+Text: TypeAlias = Tensor | TextParts
+"""What a model is told, a row for each prompt: it has a length, can be indexed by rows, and
+moved by `to(device)`. What is in a row is known to the prior alone."""
+
+
+def as_many(text: Text, count: int) -> Text:
+    """A text for each of `count` rows: of one row that row for all, of as many as asked the same.
+
+    Example:
+        >>> as_many(torch.zeros(1, 5, 8), 3).shape
+        torch.Size([3, 5, 8])
+    """
+    if isinstance(text, TextParts):
+        return TextParts(tuple(part.expand(count, *part.shape[1:]) for part in text.parts))
+    return text.expand(count, *text.shape[1:])
+
+
+def joined(texts: Sequence[Text]) -> Text:
+    """The rows of several texts of one prior, one after the other.
+
+    Example:
+        >>> joined([torch.zeros(1, 5, 8), torch.zeros(2, 5, 8)]).shape
+        torch.Size([3, 5, 8])
+    """
+    if isinstance(texts[0], TextParts):
+        rows = [text.parts for text in texts if isinstance(text, TextParts)]
+        return TextParts(tuple(torch.cat(parts) for parts in zip(*rows, strict=True)))
+    return torch.cat([text for text in texts if isinstance(text, Tensor)])
+
+
+GuidedBy = Literal["picture-and-text", "text", "itself"]
+"""How a model is guided: by what the picture and what the prompt change in its answer (rows without either,
+with the picture, with both), by what the prompt changes (rows without it and with it), or not from outside,
+because guidance was distilled into it (one row)."""
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -52,17 +120,22 @@ class Prior(ABC):
     float32.
 
     Attributes:
-        image_conditioned: whether the model edits a picture that it is shown, by instruction, and is guided
-            by that picture as well as by the prompt (InstructPix2Pix). A text-to-image model is not: it
-            knows what a description looks like.
+        image_conditioned: whether the model edits a picture that it is shown, by instruction. A text-to-image
+            model does not: it knows what a description looks like.
+        guided_by: how it is guided, and so how many rows a guided answer takes. Of a model that edits
+            pictures and does not say "picture-and-text", leaving the picture out is no branch of guidance.
+        time_shift: how much more its own sampler sees of noise than of pictures, at the size that the model
+            was made for: evenly spaced u become `s = k u / (1 + (k - 1) u)`, as fractions of the schedule.
+            1 is evenly.
         shown: what `condition` takes of the source views: "picture", or "depth" for a model that is shown
             their geometry.
         schedule: noise levels of the timesteps.
         latent_channels: channels c of the latents.
-        vae_factor: pixels per latent along each side; picture sides must be multiples of it.
+        vae_factor: pixels per latent along each side; picture sides must be multiples of it. Where a model
+            packs what its VAE gives into larger patches, those are its latents.
         native_size: side in pixels of the square pictures that the model was made for.
         device: where the models are.
-        dtype: precision of the U-Net.
+        dtype: precision of the U-Net, or of the transformer in its place.
         unet_batch_size: most rows that go through the U-Net at once.
         vae_batch_size: most pictures that go through the VAE at once.
         unet_evaluations: rows the U-Net has evaluated so far.
@@ -70,6 +143,8 @@ class Prior(ABC):
     """
 
     image_conditioned: bool
+    guided_by: GuidedBy
+    time_shift: float = 1.0
     shown: Literal["picture", "depth"] = "picture"
     schedule: NoiseSchedule
     latent_channels: int
@@ -101,8 +176,8 @@ class Prior(ABC):
         """
 
     @abstractmethod
-    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:
-        """Text embeddings, cached by prompt.
+    def embed(self, prompts: Sequence[str]) -> Text:
+        """What the model is told, a row for each prompt; cached by prompt.
 
         The text encoder is in memory only while there are prompts that the cache does not hold.
         """
@@ -144,7 +219,7 @@ class Prior(ABC):
         self,
         noisy: Float[Tensor, "m c h w"],
         t: int,
-        text: Float[Tensor, "m l d"],
+        text: Text,
         condition: Float[Tensor, "m k h w"] | None,
     ) -> Float[Tensor, "m c h w"]:
         """The noise in noisy latents, whatever it is that the model itself predicts; no gradient.
@@ -152,8 +227,9 @@ class Prior(ABC):
         Args:
             noisy: `x_t`, scaled latents at timestep t.
             t: timestep, an index into `schedule`, one for all rows.
-            text: an embedding for each row.
-            condition: from `condition`; a row of zeros, or None for all rows, is the model's "no picture".
+            text: what the model is told, for each row.
+            condition: from `condition`. Of a model guided by the picture, too, a row of zeros, or None for
+                all rows, is its "no picture".
         """
 
     @abstractmethod
@@ -161,7 +237,7 @@ class Prior(ABC):
         self,
         noisy: Float[Tensor, "m c h w"],
         t: int,
-        text: Float[Tensor, "m l d"],
+        text: Text,
         condition: Float[Tensor, "m k h w"],
     ) -> list[Float[Tensor, "m _ _ _"]]:
         """Where the model sees what belongs together: outputs of the self-attention in the U-Net's up blocks.

@@ -137,7 +137,7 @@ def _check_kind(prior_folder: Path) -> None:
         raise InputError(
             "a ControlNet cannot be put beside a prior that is shown the source picture already",
             expected="a text-to-image prior",
-            got=f"an InstructPix2Pix, {prior_folder}",
+            got=f"a model that edits pictures, as InstructPix2Pix does, {prior_folder}",
             hint="leave out --pipeline.control, or use stable-diffusion-v1-5/stable-diffusion-v1-5 or "
             "another text-to-image model",
         )

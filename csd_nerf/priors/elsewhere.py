@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.priors.base import Prior
+from csd_nerf.priors.base import Prior, Text
 
 
 class Elsewhere(Prior):
@@ -26,6 +26,8 @@ class Elsewhere(Prior):
         self.prior = prior
         self.device = device
         self.image_conditioned = prior.image_conditioned
+        self.guided_by = prior.guided_by
+        self.time_shift = prior.time_shift
         self.shown = prior.shown
         self.schedule = prior.schedule
         self.latent_channels = prior.latent_channels
@@ -46,8 +48,8 @@ class Elsewhere(Prior):
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         return self._here(self.prior.decode(self._there(latents)))
 
-    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n l d"]:
-        return self._here(self.prior.embed(prompts))
+    def embed(self, prompts: Sequence[str]) -> Text:
+        return self.prior.embed(prompts).to(self.device)
 
     def condition(self, images: Float[Tensor, "n _ height width"]) -> Float[Tensor, "n k h w"]:
         return self._here(self.prior.condition(self._there(images)))
@@ -65,20 +67,21 @@ class Elsewhere(Prior):
         self,
         noisy: Float[Tensor, "m c h w"],
         t: int,
-        text: Float[Tensor, "m l d"],
+        text: Text,
         condition: Float[Tensor, "m k h w"] | None,
     ) -> Float[Tensor, "m c h w"]:
         shown = None if condition is None else self._there(condition)
-        return self._here(self.prior.predict_noise(self._there(noisy), t, self._there(text), shown))
+        text = text.to(self.prior.device)
+        return self._here(self.prior.predict_noise(self._there(noisy), t, text, shown))
 
     def self_attention_features(
         self,
         noisy: Float[Tensor, "m c h w"],
         t: int,
-        text: Float[Tensor, "m l d"],
+        text: Text,
         condition: Float[Tensor, "m k h w"],
     ) -> list[Float[Tensor, "m _ _ _"]]:
-        asked = self._there(noisy), t, self._there(text), self._there(condition)
+        asked = self._there(noisy), t, text.to(self.prior.device), self._there(condition)
         return [self._here(layer) for layer in self.prior.self_attention_features(*asked)]
 
     def _there(self, tensor: Tensor) -> Tensor:

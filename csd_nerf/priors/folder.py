@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from csd_nerf.errors import InputError, check
+
+if TYPE_CHECKING:
+    from csd_nerf.priors.base import GuidedBy
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folder of each part with weights, and how the weights' file names begin."""
@@ -21,6 +24,50 @@ CONFIGS = (
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer_config.json",
 )
+PATCH = 2
+"""Side, in latents of the VAE, of what is one token of a flow transformer."""
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class FlowPipeline:
+    """The parts of a pipeline of flow matching in diffusers.
+
+    Attributes:
+        transformer, vae: their classes.
+        second_text_encoder: whether there is one, with a tokenizer of its own.
+    """
+
+    transformer: str
+    vae: str
+    second_text_encoder: bool
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Folder of each part with weights, and how the weights' file names begin."""
+        first = {**WEIGHTS, "transformer": WEIGHTS["unet"]}
+        del first["unet"]
+        return first | ({SECOND_TEXT_ENCODER: "model"} if self.second_text_encoder else {})
+
+    @property
+    def tokenizers(self) -> list[str]:
+        return ["tokenizer", "tokenizer_2"] if self.second_text_encoder else ["tokenizer"]
+
+    @property
+    def configs(self) -> list[str]:
+        return [
+            "model_index.json",
+            *(f"{part}/config.json" for part in self.weights),
+            "scheduler/scheduler_config.json",
+            *(f"{tokenizer}/tokenizer_config.json" for tokenizer in self.tokenizers),
+        ]
+
+
+FLOW_PIPELINES = {
+    "FluxKontextPipeline": FlowPipeline("FluxTransformer2DModel", "AutoencoderKL", True),
+    "Flux2KleinPipeline": FlowPipeline("Flux2Transformer2DModel", "AutoencoderKLFlux2", False),
+}
+"""By the class that a folder's model_index.json names."""
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do: without any, a tokenizer would take every word for an unknown one."""
 HALF = "fp16"
@@ -55,7 +102,10 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
         InputError: naming everything that is missing, or the first file that cannot be read.
     """
     configs, parts, tokenizers = list(CONFIGS), dict(WEIGHTS), ["tokenizer"]
-    if (folder / "unet/config.json").is_file() and is_xl(folder):
+    flow = flow_pipeline(folder)
+    if flow is not None:
+        configs, parts, tokenizers = flow.configs, flow.weights, flow.tokenizers
+    elif (folder / "unet/config.json").is_file() and is_xl(folder):
         configs += [f"{SECOND_TEXT_ENCODER}/config.json", "tokenizer_2/tokenizer_config.json"]
         parts[SECOND_TEXT_ENCODER] = "model"
         tokenizers.append("tokenizer_2")
@@ -78,6 +128,9 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
     for found in weights.values():
         for file in found.files:
             check_weights(file)
+    if flow is not None:
+        _check_flow(folder, flow, contents)
+        return
     unet, vae = contents["unet/config.json"], contents["vae/config.json"]
     image_conditioned = check_channels(unet.get("in_channels"), vae.get("latent_channels"))
     _check_conditions(folder, unet, image_conditioned)
@@ -151,9 +204,61 @@ def check_model_weights(folder: Path, stem: str, kind: str) -> None:
         check_weights(file)
 
 
+def flow_pipeline(folder: Path) -> FlowPipeline | None:
+    """The pipeline of flow matching that a folder holds; None for one with a U-Net, or nothing that is known.
+
+    Raises:
+        InputError: a pipeline with a transformer that is not known.
+    """
+    if not (folder / "model_index.json").is_file():
+        return None
+    index = read_json(folder / "model_index.json")
+    name = str(index.get("_class_name"))
+    check(
+        name in FLOW_PIPELINES or "transformer" not in index,
+        f"the prior in {folder} is of a kind that cannot be used",
+        expected=f"a pipeline with a U-Net, or one of {', '.join(FLOW_PIPELINES)}",
+        got=f"{name} in its model_index.json",
+        hint="use another model",
+    )
+    return FLOW_PIPELINES.get(name)
+
+
+def _check_flow(folder: Path, flow: FlowPipeline, contents: dict[str, dict[str, Any]]) -> None:
+    """Refuse parts of other classes than the pipeline's, and a transformer for other latents.
+
+    Args:
+        folder: the model's.
+        flow: its pipeline.
+        contents: of its configs.
+    """
+    for name, wanted in (
+        ("transformer/config.json", flow.transformer),
+        ("vae/config.json", flow.vae),
+        ("scheduler/scheduler_config.json", FLOW_SCHEDULER),
+    ):
+        check(
+            contents[name].get("_class_name") == wanted,
+            f"the prior in {folder} has a part of another kind",
+            expected=f"{wanted} in {name}",
+            got=repr(contents[name].get("_class_name")),
+            hint=REPAIR_HINT,
+        )
+    channels = contents["transformer/config.json"].get("in_channels")
+    latents = contents["vae/config.json"].get("latent_channels") or 0
+    check(
+        channels == PATCH**2 * latents,
+        f"the transformer and the autoencoder in {folder} are not of one model",
+        expected=f"{PATCH**2 * latents} input channels, for {PATCH} x {PATCH} of {latents} latent channels",
+        got=f"{channels} input channels",
+        hint=REPAIR_HINT,
+    )
+
+
 def vae_factor(folder: Path) -> int:
-    """Pixels per latent along each side, from the autoencoder's config in a folder that was checked."""
-    return pixels_per_latent(read_json(folder / "vae/config.json"))
+    """Pixels per latent of the prior along each side, from the configs in a folder that was checked."""
+    patch = 1 if flow_pipeline(folder) is None else PATCH
+    return patch * pixels_per_latent(read_json(folder / "vae/config.json"))
 
 
 def pixels_per_latent(vae: dict[str, Any]) -> int:
@@ -245,13 +350,27 @@ def check_autoencoder(folder: Path, config: dict[str, Any], classes: tuple[str, 
 
 
 def is_image_conditioned(folder: Path) -> bool:
-    """Whether a folder that was checked holds an InstructPix2Pix; otherwise it is a text-to-image model."""
+    """Whether a folder that was checked holds a model that edits pictures; otherwise it is a text-to-image
+    model."""
+    if flow_pipeline(folder) is not None:
+        return True
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
 
 
+def guided_by(folder: Path) -> GuidedBy:
+    """How the model in a folder that was checked is guided, see `Prior.guided_by`."""
+    if flow_pipeline(folder) is not None:
+        # Kontext is told a scale; klein's distilled variant knows none, and its pipeline says so.
+        told = read_json(folder / "transformer/config.json").get("guidance_embeds")
+        return "itself" if told or read_json(folder / "model_index.json").get("is_distilled") else "text"
+    return "picture-and-text" if is_image_conditioned(folder) else "text"
+
+
 def is_xl(folder: Path) -> bool:
     """Whether a folder with a U-Net's config holds a Stable Diffusion XL."""
+    if flow_pipeline(folder) is not None:
+        return False
     return read_json(folder / "unet/config.json").get("addition_embed_type") == "text_time"
 
 

@@ -21,6 +21,7 @@ class InstructPix2Pix(LatentDiffusion):
     """
 
     image_conditioned = True
+    guided_by = "picture-and-text"
 
     def __init__(self, *, trained_scaling_factor: float | None = None, **parts: Any) -> None:
         super().__init__(**parts)

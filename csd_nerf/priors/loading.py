@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from csd_nerf.priors.autoencoder import (
     check_vae_folder,
     scaling_factor,
 )
-from csd_nerf.priors.base import NoiseSchedule, Prior, memory_format
+from csd_nerf.priors.base import NoiseSchedule, Prior
 from csd_nerf.priors.control import (
     CONTROL_NAMES_HELP,
     CONTROL_WEIGHTS,
@@ -31,21 +31,19 @@ from csd_nerf.priors.control import (
     check_control,
     check_control_folder,
 )
+from csd_nerf.priors.flow_loading import load_flow
 from csd_nerf.priors.folder import (
     CONFIGS,
-    REPAIR_HINT,
     SECOND_TEXT_ENCODER,
     WEIGHTS,
     check_folder,
-    find_weights,
+    flow_pipeline,
     is_image_conditioned,
     is_xl,
     read_json,
 )
 from csd_nerf.priors.names import find_model
-
-if TYPE_CHECKING:
-    from csd_nerf.priors.latent_diffusion import TextModels
+from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place
 
 NAMES_HELP = (
     "a bundled name (tiny-instruct, tiny-sd), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
@@ -89,13 +87,14 @@ def load_prior(
     compile_unet: bool = False,
     control: ControlConfig = NO_CONTROL,
 ) -> Prior:
-    """Load a prior: an `InstructPix2Pix`, a `StableDiffusion` or a `StableDiffusionXL`, whichever the model
-    is, or a `ControlNet`.
+    """Load a prior: an `InstructPix2Pix`, a `StableDiffusion`, a `StableDiffusionXL`, a `FluxKontext` or a
+    `Flux2Klein`, whichever the model is, or a `ControlNet`.
 
     Args:
         name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
         device: where it is to run, such as "cuda", "cuda:1" or "cpu".
-        dtype: precision of the U-Net; None is float16 on CUDA, float32 on a CPU.
+        dtype: precision of the U-Net; None is float16 on CUDA, float32 on a CPU. Of a flow transformer None
+            is bfloat16 on a GPU that has it.
         vae: folder or hub id of another autoencoder for the same latents: an AutoencoderKL or an
             AutoencoderTiny. Empty is the prior's own.
         vae_dtype: precision of the VAE; None is bfloat16 where a CUDA GPU has it and the VAE's config does
@@ -120,6 +119,16 @@ def load_prior(
     if control.net:
         control_folder = control_folder or _download_control(control.net, folder)
         check_control_folder(control_folder, folder)
+    if flow_pipeline(folder) is not None:
+        return load_flow(
+            folder,
+            device=device,
+            dtype=dtype or (torch.bfloat16 if has_bfloat16(device) else automatic_dtype(device)),
+            vae_dtype=vae_dtype or automatic_vae_dtype(device, read_json(folder / "vae/config.json")),
+            unet_batch_size=unet_batch_size,
+            vae_batch_size=vae_batch_size,
+            compiled=compile_unet,
+        )
     import diffusers
     from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 
@@ -131,12 +140,12 @@ def load_prior(
     # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
     scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
     dtype = dtype or automatic_dtype(device)
-    unet = _place(_load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet)
+    unet = place(load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet)
     own_vae = folder / "vae"
     vae_folder = vae_folder or own_vae
     vae_config = read_json(vae_folder / "config.json")
     vae_class = getattr(diffusers, vae_config.get("_class_name", "AutoencoderKL"))
-    autoencoder = _load_weights(vae_class, vae_folder, vae_dtype or automatic_vae_dtype(device, vae_config))
+    autoencoder = load_weights(vae_class, vae_folder, vae_dtype or automatic_vae_dtype(device, vae_config))
     kind: Callable[..., Prior] = StableDiffusion
     if is_image_conditioned(folder):
         own_scale = scaling_factor(read_json(own_vae / "config.json"))
@@ -145,12 +154,12 @@ def load_prior(
         index = read_json(folder / "model_index.json")
         kind = partial(StableDiffusionXL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
     if control_folder is not None and control.picture != "none":
-        net = _place(_load_weights(ControlNetModel, control_folder, dtype), device, compile_unet)
+        net = place(load_weights(ControlNetModel, control_folder, dtype), device, compile_unet)
         kind = partial(ControlNet, control_net=net, picture=control.picture, control_scale=control.scale)
     return kind(
         unet=unet,
-        vae=_place(autoencoder, device, compiled=False),
-        load_text=partial(_load_text, folder),
+        vae=place(autoencoder, device, compiled=False),
+        load_text=partial(load_text_models, folder, _text_parts(folder)),
         schedule=NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod),
         prediction_type=scheduler.config.prediction_type,
         unet_batch_size=unet_batch_size,
@@ -193,77 +202,24 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _place(model: Any, device: torch.device, compiled: bool) -> Any:
-    """A U-Net, ControlNet or autoencoder where it is to run, in the form that is fast there."""
-    model = model.to(memory_format=memory_format(device))
-    if compiled:
-        model.compile()
-    return model.to(device)
-
-
-def _load_weights(model: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A diffusers model in a folder of its own; weights that do not fit its config are bad input."""
-    variant = find_weights(folder, VAE_WEIGHTS).variant
-    try:
-        loaded, found = model.from_pretrained(
-            folder, variant=variant, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        _check_whole(found)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the {model.__name__} in {folder} cannot be loaded",
-            expected="weights that fit its config.json",
-            got=str(error).strip()[:300],
-            hint=REPAIR_HINT,
-        ) from error
-    return loaded
-
-
-def _check_whole(found: dict[str, Any]) -> None:
-    """Refuse what diffusers and transformers fill up with random numbers.
-
-    Raises:
-        ValueError: weights are missing.
-    """
-    missing = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
-    if missing:
-        raise ValueError(f"{len(missing)} weights are missing: {', '.join(missing[:3])}")
-
-
-def _load_text(folder: Path) -> TextModels:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    parts: list[tuple[str, str, Any]] = [("tokenizer", "text_encoder", CLIPTextModel)]
+def _text_parts(folder: Path) -> list[TextPart]:
+    parts = [TextPart("tokenizer", "CLIPTokenizer", "text_encoder", "CLIPTextModel")]
     if is_xl(folder):
-        parts.append(("tokenizer_2", SECOND_TEXT_ENCODER, CLIPTextModelWithProjection))
-    try:
-        models = []
-        for tokenizer, part, model in parts:
-            encoder, found = model.from_pretrained(
-                folder / part,
-                variant=find_weights(folder / part, "model").variant,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            _check_whole(found)
-            models.append((CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer), encoder.float()))
-        return models
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the tokenizer or text encoder in {folder} cannot be loaded",
-            expected="a CLIP tokenizer, and a CLIP text model whose weights fit its config.json",
-            got=str(error).strip()[:300],
-            hint=REPAIR_HINT,
-        ) from error
+        second = "CLIPTextModelWithProjection"
+        parts.append(TextPart("tokenizer_2", "CLIPTokenizer", SECOND_TEXT_ENCODER, second))
+    return parts
 
 
 def _download(hub_id: str) -> Path:
     """The folder of a hub model in the local cache, fetched as far as it is not there yet."""
     # Repositories also hold half-precision copies and single-file checkpoints, which are left there.
     configs = [*CONFIGS, f"{SECOND_TEXT_ENCODER}/config.json", "tokenizer/*", "tokenizer_2/*"]
-    stems = {**WEIGHTS, SECOND_TEXT_ENCODER: "model"}
+    configs.append("transformer/config.json")
+    folder = _fetch(hub_id, configs, NAMES_HELP)
+    check_folder(folder, with_weights=False)  # before gigabytes are fetched
+    flow = flow_pipeline(folder)
+    stems = {**WEIGHTS, SECOND_TEXT_ENCODER: "model"} if flow is None else flow.weights
     weights = [f"{part}/{stem}{ending}" for part, stem in stems.items() for ending in _WEIGHT_ENDINGS]
-    check_folder(_fetch(hub_id, configs, NAMES_HELP), with_weights=False)  # before gigabytes are fetched
     folder = _fetch(hub_id, configs + weights, NAMES_HELP)
     check_folder(folder)
     return folder

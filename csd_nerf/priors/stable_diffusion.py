@@ -13,6 +13,7 @@ class StableDiffusion(LatentDiffusion):
     """A U-Net that sees the noisy latents alone."""
 
     image_conditioned = False
+    guided_by = "text"
 
     @torch.no_grad()
     def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:

@@ -36,7 +36,10 @@ class StableDiffusionXL(StableDiffusion):
         for tokenizer, encoder in self._load_text():
             encoder = encoder.eval().to(self.device)
             with self._own_precision():
-                answer = encoder(self._tokens(tokenizer, prompts), output_hidden_states=True)
+                answer = encoder(
+                    self._tokens(tokenizer, prompts, tokenizer.model_max_length).input_ids,
+                    output_hidden_states=True,
+                )
             words.append(answer.hidden_states[-2].float())
             whole = answer[0].float()  # of the last one: (n, p)
         rows = torch.cat(words, dim=2)

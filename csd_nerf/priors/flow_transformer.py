@@ -1,0 +1,140 @@
+"""What transformers of flow matching that edit pictures have in common (Lipman et al., 2210.02747)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from csd_nerf.priors.base import GuidedBy, NoiseSchedule, Text
+from csd_nerf.priors.folder import PATCH, pixels_per_latent
+from csd_nerf.priors.latent_prior import LatentPrior
+
+
+class FlowTransformer(LatentPrior):
+    """A transformer that sees the noisy picture's and the source picture's tokens in one sequence.
+
+    It predicts the velocity from picture to noise, `v = eps - x`, in `x_s = (1 - s) x + s eps`; the noise is
+    `x_s + (1 - s) v`. A token is a square of 2 x 2 of the VAE's latents, and its numbers are the channels of
+    the latents outside: c is four times the VAE's, `vae_factor` twice its own.
+
+    Args:
+        transformer: of the subclass's class.
+        guided_by: "text", or "itself" for one with guidance distilled into it.
+        time_shift: see `Prior`.
+        vae, load_text, unet_batch_size, vae_batch_size: of `LatentPrior`.
+    """
+
+    image_conditioned = True
+    self_attention_layers = 0
+
+    def __init__(
+        self,
+        *,
+        transformer: Any,
+        vae: Any,
+        load_text: Callable[[], Sequence[tuple[Any, Any]]],
+        guided_by: GuidedBy,
+        time_shift: float,
+        unet_batch_size: int,
+        vae_batch_size: int,
+    ) -> None:
+        super().__init__(
+            network=transformer,
+            vae=vae,
+            load_text=load_text,
+            schedule=NoiseSchedule.flow(_TIMESTEPS),
+            unet_batch_size=unet_batch_size,
+            vae_batch_size=vae_batch_size,
+        )
+        self.transformer = transformer.eval().requires_grad_(False)
+        self.guided_by = guided_by
+        self.time_shift = time_shift
+        self.latent_channels = PATCH**2 * vae.config["latent_channels"]
+        self.vae_factor = PATCH * pixels_per_latent(dict(vae.config))
+        self.native_size = NATIVE_TOKENS * self.vae_factor
+
+    @torch.no_grad()
+    def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:
+        """The pictures' own latents."""
+        return self.encode(images)
+
+    @torch.no_grad()
+    def encode_source(
+        self, images: Float[Tensor, "n 3 height width"], shown: Tensor | None = None
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n k h w"]]:
+        if shown is not None and shown is not images:
+            return super().encode_source(images, shown)
+        latents = self.encode(images)
+        return latents, latents
+
+    @torch.no_grad()
+    def predict_noise(
+        self,
+        noisy: Float[Tensor, "m c h w"],
+        t: int,
+        text: Text,
+        condition: Float[Tensor, "m k h w"] | None,
+    ) -> Float[Tensor, "m c h w"]:
+        """See `Prior.predict_noise`; without a condition the picture's tokens are left out."""
+        pictures = [noisy] if condition is None else [noisy, condition]
+        height, width = noisy.shape[2:]
+        tokens = torch.cat([picture.flatten(2).mT for picture in pictures], dim=1).to(self.dtype)
+        places = torch.cat([self._places(height, width, order) for order in range(len(pictures))])
+        places = places.to(self.device, torch.float32)
+        velocities = []
+        for start in range(0, len(tokens), self.unet_batch_size):
+            rows = slice(start, start + self.unet_batch_size)
+            time = torch.full((len(tokens[rows]),), t, dtype=self.dtype, device=self.device) / _TIMESTEPS
+            with self._own_precision():
+                answer = self._evaluate(tokens[rows], places, time, text[rows])
+            velocities.append(answer[:, : height * width].float())
+        self.unet_evaluations += len(tokens)
+        velocity = torch.cat(velocities).mT.unflatten(2, (height, width)).contiguous()
+        return noisy + self.schedule.alphas[t].item() * velocity
+
+    def self_attention_features(
+        self,
+        noisy: Float[Tensor, "m c h w"],
+        t: int,
+        text: Text,
+        condition: Float[Tensor, "m k h w"],
+    ) -> list[Float[Tensor, "m _ _ _"]]:
+        """None: what these transformers attend to is not read."""
+        return []
+
+    @abstractmethod
+    def _evaluate(
+        self,
+        tokens: Float[Tensor, "m tokens c"],
+        places: Float[Tensor, "tokens axes"],
+        time: Float[Tensor, " m"],
+        text: Text,
+    ) -> Float[Tensor, "m tokens c"]:
+        """The velocities that the transformer says.
+
+        Args:
+            tokens: of the noisy picture, then of the source picture, in the transformer's precision.
+            places: from `_places`, for all rows.
+            time: s, 0 to 1.
+            text: what `_encode_text` gives.
+        """
+
+    @abstractmethod
+    def _places(self, height: int, width: int, order: int) -> Tensor:
+        """Where each token of a picture is, (height * width, axes).
+
+        Args:
+            height, width: in tokens.
+            order: 0 for the noisy picture, 1 for the source.
+        """
+
+
+_TIMESTEPS = 1000
+"""Of the schedule; the transformers take any time between."""
+NATIVE_TOKENS = 64
+"""Side of the square pictures, in tokens, that these models were made for: 1024 pixels."""

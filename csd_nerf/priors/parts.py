@@ -1,0 +1,102 @@
+"""Loading the parts of a model in diffusers format, each from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csd_nerf.errors import InputError
+from csd_nerf.priors.base import memory_format
+from csd_nerf.priors.folder import REPAIR_HINT, WEIGHTS, find_weights
+
+
+def place(model: Any, device: torch.device, compiled: bool) -> Any:
+    """A network where it is to run, in the form that is fast there."""
+    model = model.to(memory_format=memory_format(device))
+    if compiled:
+        model.compile()
+    return model.to(device)
+
+
+def load_weights(model: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A diffusers model in a folder of its own; weights that do not fit its config are bad input."""
+    variant = find_weights(folder, WEIGHTS["vae"]).variant
+    try:
+        loaded, found = model.from_pretrained(
+            folder, variant=variant, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        _check_whole(found)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {model.__name__} in {folder} cannot be loaded",
+            expected="weights that fit its config.json",
+            got=str(error).strip()[:300],
+            hint=REPAIR_HINT,
+        ) from error
+    return loaded
+
+
+def _check_whole(found: dict[str, Any]) -> None:
+    """Refuse what diffusers and transformers fill up with random numbers.
+
+    Raises:
+        ValueError: weights are missing.
+    """
+    missing = sorted(name for name in found["missing_keys"] if not name.endswith("position_ids"))
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing: {', '.join(missing[:3])}")
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A tokenizer and its text encoder: their folders, and their classes in transformers."""
+
+    tokenizer: str
+    tokenizer_class: str
+    encoder: str
+    encoder_class: str
+
+
+def load_text_models(
+    folder: Path, parts: Sequence[TextPart], dtype: torch.dtype = torch.float32
+) -> list[tuple[Any, Any]]:
+    """Tokenizers and text encoders of a model, in pairs.
+
+    Args:
+        folder: the model's, checked.
+        parts: what is in it.
+        dtype: precision of the encoders.
+
+    Raises:
+        InputError: one cannot be read, or its weights do not fit its config.
+    """
+    import transformers
+
+    try:
+        models = []
+        for part in parts:
+            encoder, found = getattr(transformers, part.encoder_class).from_pretrained(
+                folder / part.encoder,
+                variant=find_weights(folder / part.encoder, WEIGHTS["text_encoder"]).variant,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            _check_whole(found)
+            tokenizer = getattr(transformers, part.tokenizer_class).from_pretrained(
+                folder, subfolder=part.tokenizer
+            )
+            models.append((tokenizer, encoder))
+        return models
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the tokenizer or text encoder in {folder} cannot be loaded",
+            expected=" and ".join(f"{part.tokenizer_class} and {part.encoder_class}" for part in parts)
+            + ", with weights that fit the config",
+            got=str(error).strip()[:300],
+            hint=REPAIR_HINT,
+        ) from error
