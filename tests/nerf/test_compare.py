@@ -291,14 +291,14 @@ def test_equal_budgets_buy_whole_pieces_of_work() -> None:
     configs["gradient"] = method_config("csd-edit", "tiny")
     configs["gradient"].pipeline.route = "gradient"
     assert {name: price_of(config) for name, config in configs.items()} == {
-        "csd-edit": Price(4 * 2 * 5, 32),
+        "csd-edit": Price(4 * 2 * 5, 24),
         "csd-edit-dataset": Price(16 * 20 * 5, 50),
         "in2n-baseline": Price(20 * 3, 10),
         "refit-baseline": Price(20 * 3, None),
         "gradient": Price(4 * 5, 1),
     }
     assert {name: spend(name, config, 4850) for name, config in configs.items()} == {
-        "csd-edit": Bought(121 * 32),
+        "csd-edit": Bought(121 * 24),
         "csd-edit-dataset": Bought(3 * 50),
         "in2n-baseline": Bought(80 * 10),
         "refit-baseline": Bought(320, views=80),
