@@ -13,10 +13,14 @@ import yaml
 from nerfstudio.configs.method_configs import all_methods
 
 from csd_nerf.cli import main
+from csd_nerf.comparison.given import check_scene
 from csd_nerf.errors import InputError
+from csd_nerf.evaluation.weights import weights_absent
+from csd_nerf.files import check_folder_writable
 from csd_nerf.nerf.config_loader import read_config
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.runs import find_run
+from csd_nerf.priors.folder import download_command
 
 MACHINE = "!!python/object:nerfstudio.configs.base_config.MachineConfig"
 
@@ -206,3 +210,19 @@ def test_a_trusted_package_brings_no_other_with_it(plugin: Path, monkeypatch: py
     with pytest.raises(InputError, match=r"some_plugin\.system(.|\n)*some_plugin "):
         read_config(plugin)
     assert not (plugin.parent / "executed").exists()
+
+
+def test_a_command_that_is_advised_quotes_what_a_file_says(config: Path) -> None:
+    edit = copy.deepcopy(METHODS["csd-edit-tiny"])
+    edit.pipeline.source_checkpoint = Path("scene; touch executed")
+    config.write_text(yaml.dump(edit))
+    with pytest.raises(InputError) as refused:
+        check_scene(config.parent)
+    assert "--load-dir 'scene; touch executed'," in refused.value.hint
+
+
+def test_other_commands_that_are_advised_are_quoted(tmp_path: Path) -> None:
+    assert "download '$(x)' --local-dir 'my prior' " in download_command("$(x)", "my prior")
+    assert "`hf download '$(x)'`" in str(weights_absent("$(x)", OSError("absent")))
+    with pytest.raises(InputError, match=r"mkdir -p '.*a b'`"):
+        check_folder_writable(tmp_path / "a b")
