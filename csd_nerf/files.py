@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -68,7 +69,7 @@ def check_folder_writable(folder: Path) -> None:
             f"the folder {folder} is not there",
             expected="an existing folder to write to",
             got="a file of that name" if folder.exists() else "no such folder",
-            hint=f"make it (`mkdir -p {folder}`) or choose another",
+            hint=f"make it (`mkdir -p {shlex.quote(str(folder))}`) or choose another",
         )
     try:
         tempfile.TemporaryFile(dir=folder).close()

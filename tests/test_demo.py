@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import html.parser
 import io
 import json
@@ -23,7 +24,7 @@ from PIL import Image
 from csd_nerf.demo.child import CommandFailed, failure_lines, run_command, step_of
 from csd_nerf.demo.demo_command import Demo, defaults
 from csd_nerf.demo.demo_page import _after_of_sheet, write_page
-from csd_nerf.demo.demo_settings import FULL, DemoSettings, Progress, Sizes, open_folder
+from csd_nerf.demo.demo_settings import FULL, DemoSettings, Progress, Sizes, command_line, open_folder
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, stages_of
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.methods import METHODS
@@ -116,14 +117,44 @@ def test_the_page_has_what_it_promises(folder: Path) -> None:
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
 
 
-def test_a_prompt_is_text_wherever_it_stands(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "copy")
-    odd = settings(prompt='make it "night" <now> & $here\n', sizes=MINIATURE)
-    copy = tmp_path / "copy"
-    write_page(copy, odd, stages_of(copy, odd), Progress(copy), "csd-nerf demo")
-    page = (copy / "index.html").read_text(encoding="utf8")
-    assert "make it &quot;night&quot; &lt;now&gt; &amp; $here" in page and "<now>" not in page
-    subprocess.run(["sh", "-n", copy / "commands.sh"], check=True)
+ODD_PROMPTS = (
+    'make it "night" <now> & $here\n',
+    "it's `touch executed`; $(touch executed) && touch executed #",
+    "night\ntouch executed\n'\ntouch executed\n'",
+    "<script>alert('night')</script> </pre></code> <!-- \\",
+)
+
+
+@pytest.mark.parametrize("prompt", ODD_PROMPTS)
+def test_a_prompt_is_text_wherever_it_stands(prompt: str, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "it's a $(touch executed) copy"
+    shutil.copytree(folder, copy)
+    tags = []
+    for said in (prompt, "make it night"):
+        odd = settings(prompt=said, sizes=MINIATURE)
+        stages = stages_of(copy, odd)
+        write_page(copy, odd, stages, Progress(copy), command_line(copy, odd.as_json(), defaults()))
+        page = (copy / "index.html").read_text(encoding="utf8")
+        assert html.escape(said) in page
+        tags.append(Links(page).tags)
+        commands = run_with_stubs(copy / "commands.sh", tmp_path)
+        assert commands == [stage.command() for stage in stages]
+    assert tags[0] == tags[1]
+    assert not [*tmp_path.rglob("executed")]
+
+
+def run_with_stubs(script: Path, folder: Path) -> list[list[str]]:
+    """The commands of a demo's script, which are noted and not run."""
+    stubs, said = folder / "stubs", folder / "said"
+    stubs.mkdir(exist_ok=True)
+    said.unlink(missing_ok=True)
+    for name in ("python", "ns-train", "csd-nerf"):
+        stub = stubs / name
+        stub.write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" >> {said}\nprintf "\\1" >> {said}\n')
+        stub.chmod(0o755)
+    path = f"{stubs}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", script], check=True, cwd=folder, env={**os.environ, "PATH": path})
+    return [words.split("\0")[:-1] for words in said.read_text().split("\1")[:-1]]
 
 
 def test_it_leaves_pictures_commands_and_logs(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ def check_scene(load_dir: Path) -> Path:
     """
     run = find_run(load_dir.expanduser())
     if isinstance(run.config, EditTrainerConfig):
+        scene = shlex.quote(str(run.config.pipeline.source_checkpoint))
         raise InputError(
             f"{load_dir} is an edit already",
             expected="the run of a scene before any edit",
             got=f"a run of {run.config.method_name}",
-            hint=f"pass --load-dir {run.config.pipeline.source_checkpoint}, and the edit with --runs",
+            hint=f"pass --load-dir {scene}, and the edit with --runs",
         )
     return run.checkpoint.resolve()
 

@@ -148,7 +148,9 @@ def _truth(pictures: Path, facts: dict[str, Any], after: Sequence[str]) -> str:
 
 
 def _script(commands: Sequence[tuple[str, str]], again: str) -> str:
-    lines = ["#!/bin/sh", f"# The commands of `{again}`, one by one.", "set -e", 'cd "$(dirname "$0")"', ""]
+    # A prompt may have lines of its own, none of which may leave the comment.
+    head = f"# The commands of `{again}`, one by one.".replace("\n", "\n# ")
+    lines = ["#!/bin/sh", head, "set -e", 'cd "$(dirname "$0")"', ""]
     for title, command in commands:
         lines += [f"# {' '.join(title.split())}", command, ""]
     return "\n".join(lines)

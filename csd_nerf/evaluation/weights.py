@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -34,7 +35,7 @@ def weights_absent(repository: str, error: Exception) -> Unavailable:
     """
     return Unavailable(
         f"no weights of {repository} on this machine ({first_line(error)})",
-        f"fetch them with `hf download {repository}`, or pass --download",
+        f"fetch them with `hf download {shlex.quote(repository)}`, or pass --download",
     )
 
 

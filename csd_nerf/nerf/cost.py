@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from csd_nerf.errors import InputError
 from csd_nerf.files import write_text
 
 FILE = "cost.json"
@@ -94,9 +97,36 @@ def write_cost(folder: Path, cost: Cost) -> None:
 
 
 def read_cost(folder: Path) -> Cost | None:
-    """What `cost.json` in a run folder says; None when the edit was made without one."""
+    """What `cost.json` in a run folder says; None when the edit was made without one.
+
+    Raises:
+        InputError: the file is not as `write_cost` writes it.
+    """
     file = folder / FILE
-    return Cost(**json.loads(file.read_text(encoding="utf8"))) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return _as_cost(json.loads(file.read_text(encoding="utf8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # ValueError: also JSON's and UTF-8's
+        raise InputError(
+            f"{file} cannot be read",
+            expected="what an edit has cost, as csd-nerf wrote it: numbers, and the device by name",
+            got=(str(error).splitlines() or [type(error).__name__])[0],
+            hint="remove the file: the edit then counts as one whose cost nobody knows",
+        ) from error
+
+
+def _as_cost(saved: dict[str, Any]) -> Cost:
+    cost = Cost(**saved)
+    numbers = {"steps": cost.steps, "unet_evaluations": cost.unet_evaluations, "seconds": cost.seconds}
+    if cost.peak_memory_mib is not None:
+        numbers["peak_memory_mib"] = cost.peak_memory_mib
+    for name, number in numbers.items():
+        if not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise ValueError(f"{name}: {number!r}")
+    if not isinstance(cost.device, str):
+        raise ValueError(f"device: {cost.device!r}")
+    return cost
 
 
 def memory_in_use(gpu: torch.device | str) -> int:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ class PromptedTrainerConfig(SceneTrainerConfig):
                 f"{folder} was made by another method",
                 expected=f"a run of {self.method_name} to be continued",
                 got=f"a run of {saved.method_name}",
-                hint=f"continue it with `ns-train {saved.method_name}`",
+                hint=f"continue it with `ns-train {shlex.quote(str(saved.method_name))}`",
             )
         said = options_given(sys.argv[1:])
         self.pipeline = adopt(self.pipeline, default.pipeline, saved.pipeline, said, "pipeline.")
@@ -268,7 +269,7 @@ class PromptedTrainer(SceneTrainer):
         if step <= self._start_step:
             return ""
         self.save_checkpoint(step - 1)
-        return f" The run so far is saved: continue with --load-dir {self.base_dir}"
+        return f" The run so far is saved: continue with --load-dir {shlex.quote(str(self.base_dir))}"
 
     def save_checkpoint(self, step: int) -> None:
         """Save as the parent does, but in a way that a kill cannot leave half a checkpoint."""

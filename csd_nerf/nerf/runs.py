@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import yaml
 from nerfstudio.engine.trainer import TrainerConfig
 from numpy.core.multiarray import scalar  # type: ignore[attr-defined]
 
 from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.config_loader import read_config
 
 Config = TypeVar("Config")
 
@@ -119,37 +119,48 @@ def _read_config(folder: Path) -> TrainerConfig | None:
     file = folder / "config.yml"
     if not file.exists():
         return None
+    config = read_config(file)
     try:
-        config = yaml.load(file.read_text(encoding="utf8"), Loader=yaml.Loader)
-    except (yaml.YAMLError, ImportError, AttributeError) as error:
-        raise InputError(
-            f"{file} cannot be read",
-            expected="the config.yml that nerfstudio wrote when the run was trained",
-            got=str(error).splitlines()[0],
-            hint="restore the file, or install the plugin that the run was trained with",
-        ) from error
-    if not isinstance(config, TrainerConfig):
+        problem = None if isinstance(config, TrainerConfig) else type(config).__name__
+        problem = problem or _add_new_settings(config)
+    except RecursionError:
+        problem = "settings that hold themselves"
+    if problem is not None:
         raise InputError(
             f"{file} is not a training configuration",
             expected="the config.yml that nerfstudio wrote when the run was trained",
-            got=type(config).__name__,
+            got=problem,
             hint="pass the folder of a run trained with ns-train",
         )
-    _add_new_settings(config)
     return config
 
 
-def _add_new_settings(config: Any) -> None:
+def _add_new_settings(config: Any) -> str | None:
     """Give the configuration of a run by an earlier version the settings that came since, at their defaults.
 
     Those with a plain default have it already, from their class.
+
+    Returns:
+        What is wrong: the name of a part that is none of settings.
     """
     for field in dataclasses.fields(config):
-        if field.default_factory is not dataclasses.MISSING and not hasattr(config, field.name):
-            setattr(config, field.name, field.default_factory())
+        if field.default_factory is dataclasses.MISSING:
+            usual = None
+        else:
+            usual = field.default_factory()
+            if not hasattr(config, field.name):
+                setattr(config, field.name, usual)
         value = getattr(config, field.name, None)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            _add_new_settings(value)
+        if _is_settings(value):
+            if problem := _add_new_settings(value):
+                return f"{field.name}: {problem}"
+        elif _is_settings(usual):
+            return f"{field.name}: {type(value).__name__}"
+    return None
+
+
+def _is_settings(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def adopt(

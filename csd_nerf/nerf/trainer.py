@@ -1,5 +1,6 @@
 """The trainer of an edit: from a trained scene, or on from where an edit ended."""
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -99,7 +100,7 @@ class EditTrainerConfig(PromptedTrainerConfig):
         source_checkpoint(saved.pipeline)
 
     def _other_prompt_hint(self, saved: Any) -> str:
-        source = saved.pipeline.source_checkpoint
+        source = shlex.quote(str(saved.pipeline.source_checkpoint))
         return f"leave out --prompt, or edit the source scene: --load-dir {source}"
 
     def _run_path(self) -> Path:

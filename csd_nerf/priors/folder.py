@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,9 +87,8 @@ REPAIR_HINT = "save the model again with its pipeline's save_pretrained(folder),
 def download_command(hub_id: str, folder: str) -> str:
     """What to type where there is a network to get the files of a prior that are needed, and no others."""
     wanted = ("*.json", "tokenizer*/*", *(f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items()))
-    return " ".join(
-        [f"hf download {hub_id} --local-dir {folder}", *(f'--include "{pattern}"' for pattern in wanted)]
-    )
+    command = shlex.join(["hf", "download", hub_id, "--local-dir", folder])
+    return " ".join([command, *(f'--include "{pattern}"' for pattern in wanted)])
 
 
 def check_folder(folder: Path, *, with_weights: bool = True) -> None:

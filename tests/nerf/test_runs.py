@@ -46,13 +46,6 @@ def test_a_missing_run_or_checkpoint_is_refused(tmp_path: Path) -> None:
         find_run(tmp_path)
 
 
-def test_a_config_that_cannot_be_read_is_refused(scene_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(scene_run, tmp_path / "run")
-    (tmp_path / "run" / "config.yml").write_text("!!python/object:no.such.Class {}")
-    with pytest.raises(InputError, match=r"config\.yml cannot be read"):
-        find_run(tmp_path / "run")
-
-
 def test_a_run_of_an_earlier_version_has_the_defaults_of_what_came_since(
     scene_run: Path, tmp_path: Path
 ) -> None:
@@ -142,10 +135,3 @@ def test_what_torch_says_of_a_checkpoint_is_passed_on_without_its_colours(tmp_pa
     with pytest.raises(InputError) as refused:
         read_checkpoint(file)
     assert "Weights only" in refused.value.got and "\x1b" not in refused.value.got
-
-
-@pytest.mark.parametrize("name", list(METHODS))
-def test_a_method_survives_its_config_file(name: str) -> None:
-    """What nerfstudio writes as config.yml reads back as the same settings."""
-    saved = yaml.load(yaml.dump(METHODS[name]), Loader=yaml.Loader)
-    assert saved == METHODS[name]
