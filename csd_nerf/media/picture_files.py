@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from csd_nerf.errors import InputError
 from csd_nerf.files import check_output, whole_file
 
 log = logging.getLogger(__name__)
+
+# Programs that make pictures write how into the file, at times more than the 1 MiB that Pillow takes.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 PICTURE_SUFFIXES = {
     ".png": "PNG",
@@ -118,6 +121,8 @@ def read_picture(path: Path) -> Picture:
             image = Image.open(io.BytesIO(data))
             _check_single(image, path)
             image.load()
+    except InputError:  # a ValueError as well
+        raise
     except UnidentifiedImageError as error:
         raise _unreadable(path, "a file in no known picture format") from error
     except Image.DecompressionBombError as error:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from csd_nerf.errors import InputError
 from csd_nerf.media import Picture, check_picture_output, read_picture, write_picture
@@ -232,3 +232,19 @@ def test_exif_that_is_none_is_left_out(suffix: str, tmp_path: Path) -> None:
     picture = read_picture(path)
     assert picture.exif is None
     assert picture.pixels.shape == (3, 8, 8)
+
+
+def test_a_png_may_hold_long_text(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / "in.png", pnginfo=text)
+    assert read_picture(tmp_path / "in.png").pixels.shape == (3, 6, 8)
+
+
+def test_pages_are_refused_in_their_own_words(tmp_path: Path) -> None:
+    page = Image.new("RGB", (8, 6))
+    page.save(tmp_path / "in.tif", save_all=True, append_images=[page])
+    with pytest.raises(InputError) as raised:
+        read_picture(tmp_path / "in.tif")
+    assert "holds several pictures" in str(raised.value)
+    assert "cannot be read" not in str(raised.value)
