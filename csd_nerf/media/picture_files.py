@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from csd_nerf.errors import InputError
 from csd_nerf.files import check_output, whole_file
 
 log = logging.getLogger(__name__)
+
+# Programs that make pictures write how into the file, at times more than the 1 MiB that Pillow takes.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 PICTURE_SUFFIXES = {
     ".png": "PNG",
@@ -47,6 +50,16 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_deflate"},
 }
 _ORIENTATION_TAG = 0x0112
+# EXIF shares its directory with TIFF, whose tags below this number tell how pixels are stored, but for a few.
+_END_OF_TIFF_TAGS = 0x0300
+_TAGS_ABOUT_THE_PICTURE = {
+    *(0x010D, 0x010E, 0x010F, 0x0110),  # name, description, maker, model
+    *(0x011A, 0x011B, 0x0128),  # resolution
+    *(0x0131, 0x0132, 0x013B, 0x013C),  # software, date, artist, computer
+    0x02BC,  # XMP
+}
+_PROFILE_TAG = 0x8773
+_SUB_DIRECTORIES = {0x8769, 0x8825}  # of the exposure, of the place
 # How an array (H, W, ...) becomes upright, by the EXIF orientation.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda array: array[:, ::-1],
@@ -67,7 +80,8 @@ class Picture:
         pixels: RGB in 0..1. A greyscale picture has three equal channels.
         alpha: opacity in 0..1; None when every pixel is opaque by format.
         bits: per channel in the file, 8 or 16.
-        exif: EXIF block without the orientation, which has been applied.
+        exif: EXIF block without the orientation, which has been applied, and without tags that tell how the
+            pixels were stored in the file.
         icc_profile: colour profile of `pixels`; None is sRGB. Pixels are the file's numbers, not converted.
     """
 
@@ -107,6 +121,8 @@ def read_picture(path: Path) -> Picture:
             image = Image.open(io.BytesIO(data))
             _check_single(image, path)
             image.load()
+    except InputError:  # a ValueError as well
+        raise
     except UnidentifiedImageError as error:
         raise _unreadable(path, "a file in no known picture format") from error
     except Image.DecompressionBombError as error:
@@ -114,8 +130,8 @@ def read_picture(path: Path) -> Picture:
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise _unreadable(path, f"a damaged file ({error})") from error
 
-    exif = image.getexif()
-    upright = _UPRIGHT.get(exif.pop(_ORIENTATION_TAG, 1), lambda array: array)
+    orientation, exif = _exif(image, path)
+    upright = _UPRIGHT.get(orientation, lambda array: array)
     deep = _is_deep(image, data)
     values = upright(_deep_values(data, path) if deep else _values(image, path))  # (H, W, 3 or 4)
     tensor = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
@@ -125,7 +141,7 @@ def read_picture(path: Path) -> Picture:
         pixels=tensor[:3],
         alpha=tensor[3:] if len(tensor) == 4 else None,
         bits=16 if deep else 8,
-        exif=exif.tobytes() if exif else None,
+        exif=exif,
         # Profiles of other colour spaces do not describe RGB numbers.
         icc_profile=profile if profile and profile[16:20] == b"RGB " else None,
     )
@@ -186,12 +202,35 @@ def write_picture(picture: Picture, path: Path, *, force: bool = False) -> None:
             log.warning("%s is written with 8 bits per channel; PNG keeps 16", path.name)
         belongings = {"exif": picture.exif, "icc_profile": picture.icc_profile}
         options = {name: value for name, value in belongings.items() if value} | _SAVE_OPTIONS[kind]
+        if kind == "TIFF" and picture.exif and _has_sub_directories(picture.exif):
+            options["compression"] = "raw"  # libtiff, which compresses, cannot be given sub-directories
         Image.fromarray(to_bytes(channels_last)).save(partial, format=kind, **options)
 
 
 def to_bytes(picture: Float[Tensor, "h w c"]) -> np.ndarray:
     """8-bit numbers of a picture in 0..1."""
     return (picture.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def _exif(image: Any, path: Path) -> tuple[int, bytes | None]:
+    """The orientation and the rest of the EXIF block; 1 and None where there is none that can be read."""
+    try:
+        exif = image.getexif()
+        orientation = exif.pop(_ORIENTATION_TAG, 1)
+        for tag in list(exif):
+            stored = tag < _END_OF_TIFF_TAGS and tag not in _TAGS_ABOUT_THE_PICTURE
+            if stored or tag == _PROFILE_TAG:
+                del exif[tag]
+        return orientation, exif.tobytes() if exif else None
+    except (SyntaxError, struct.error) as error:
+        log.warning("%s: its EXIF is damaged and is left out (%s)", path.name, error)
+        return 1, None
+
+
+def _has_sub_directories(block: bytes) -> bool:
+    exif = Image.Exif()
+    exif.load(block)
+    return not _SUB_DIRECTORIES.isdisjoint(exif)
 
 
 def _check_single(image: Any, path: Path) -> None:

@@ -89,7 +89,7 @@ def write_clip(
         frames: pictures of one size, RGB in 0..1.
         path: see `check_clip_output`.
         like: clip from which frame rate, times and (MP4 only) sound are taken. Its sound is copied as it is
-            where MP4 knows its codec, otherwise as AAC.
+            where MP4 knows its codec, otherwise as AAC, of the nearest rate that AAC has.
         frame_rate: frames per second without `like`.
         force: replace a clip that is there.
 
@@ -174,7 +174,9 @@ def _sound(path: Path, container: Any) -> Iterator[Any]:
     if heard.codec_context.codec.canonical_name in MP4_AUDIO:
         return _copied(source, container.add_stream_from_template(heard), offset)
     layout = "mono" if heard.layout.nb_channels == 1 else "stereo"
-    return _encoded(source, container.add_stream("aac", rate=heard.rate, layout=layout), offset)
+    rates = av.Codec("aac", "w").audio_rates or [heard.rate]
+    rate = min(rates, key=lambda known: abs(known - heard.rate))
+    return _encoded(source, container.add_stream("aac", rate=rate, layout=layout), offset)
 
 
 def _copied(source: Any, stream: Any, offset: Fraction) -> Iterator[Any]:

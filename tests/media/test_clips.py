@@ -265,3 +265,26 @@ def test_what_goes_wrong_leaves_the_old_clip(
         write_clip(cut_short(), path, force=True)  # type: ignore[arg-type]
     assert colors(read_clip(path)) == before
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("rate", [192_000, 4_000, 37_800])
+def test_sound_of_a_rate_that_aac_lacks_is_resampled(rate: int, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "in.mkv"), "w", format="matroska") as container:
+        video = container.add_stream("libx264", rate=24)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for index in range(12):
+            picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            picture.pts = index
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        wave = np.sin(np.arange(rate // 2) / rate * 2 * np.pi * 440) * 20000
+        sound = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
+        sound.rate, sound.pts = rate, 0
+        container.mux(audio.encode(sound))
+        container.mux(audio.encode(None))
+    clip = read_clip(tmp_path / "in.mkv")
+    write_clip(clip, tmp_path / "out.mp4", like=clip)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        heard = sum(frame.samples / frame.rate for frame in container.decode(audio=0))
+    assert heard == pytest.approx(0.5, abs=0.3)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from csd_nerf.errors import InputError
 from csd_nerf.media import Picture, check_picture_output, read_picture, write_picture
@@ -199,3 +199,52 @@ def test_an_existing_picture_is_replaced_only_when_told(tmp_path: Path) -> None:
     assert read_picture(path).pixels.max() == 0
     write_picture(Picture(torch.ones(3, 8, 8)), path, force=True)
     assert read_picture(path).pixels.min() == 1
+
+
+@pytest.mark.parametrize("kind", ["rgb16", "L", "CMYK", "P", "LAB", "1"])
+def test_a_tiff_of_any_kind_becomes_a_tiff_that_opens(kind: str, tmp_path: Path) -> None:
+    ramp = np.arange(24 * 32 * 3, dtype=np.uint8).reshape(24, 32, 3)
+    if kind == "rgb16":
+        cv2.imwrite(str(tmp_path / "in.tif"), ramp.astype(np.uint16) * 257)
+    else:
+        Image.fromarray(ramp).convert("RGB").convert(kind).save(tmp_path / "in.tif")
+    picture = read_picture(tmp_path / "in.tif")
+    write_picture(picture, tmp_path / "out.tif")
+    assert (read_picture(tmp_path / "out.tif").pixels - picture.pixels).abs().max() < 1 / 255
+
+
+def test_a_cameras_exif_goes_into_a_tiff(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x0100], exif[0x0101] = "Maker", 6, 32, 24
+    exif.get_ifd(0x8769)[0x829A] = 0.01
+    Image.new("RGB", (32, 24)).save(tmp_path / "in.jpg", exif=exif)
+    write_picture(read_picture(tmp_path / "in.jpg"), tmp_path / "out.tif")
+    with Image.open(tmp_path / "out.tif") as written:
+        assert written.size == (24, 32)
+        assert written.getexif()[0x010F] == "Maker"
+        assert float(written.getexif().get_ifd(0x8769)[0x829A]) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_exif_that_is_none_is_left_out(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"in{suffix}"
+    Image.new("RGB", (8, 8), (120, 120, 120)).save(path, exif=b"b'Exif\\x00\\x00MM\\x00*'")
+    picture = read_picture(path)
+    assert picture.exif is None
+    assert picture.pixels.shape == (3, 8, 8)
+
+
+def test_a_png_may_hold_long_text(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / "in.png", pnginfo=text)
+    assert read_picture(tmp_path / "in.png").pixels.shape == (3, 6, 8)
+
+
+def test_pages_are_refused_in_their_own_words(tmp_path: Path) -> None:
+    page = Image.new("RGB", (8, 6))
+    page.save(tmp_path / "in.tif", save_all=True, append_images=[page])
+    with pytest.raises(InputError) as raised:
+        read_picture(tmp_path / "in.tif")
+    assert "holds several pictures" in str(raised.value)
+    assert "cannot be read" not in str(raised.value)
