@@ -168,7 +168,6 @@ def _samples(rays: RayBundle, edges: Tensor, along: Callable[[Tensor], Tensor]) 
     )
 
 
-def _suits(rays: Any) -> bool:
-    return (
-        rays.origins.device.type == "cpu" and rays.origins.dim() == 2 and rays.origins.dtype == torch.float32
-    )
+def _suits(rays: RayBundle) -> bool:
+    of_rays = rays.origins, rays.directions  # under autocast, a pose correction makes half precision of these
+    return all(of.device.type == "cpu" and of.dim() == 2 and of.dtype == torch.float32 for of in of_rays)

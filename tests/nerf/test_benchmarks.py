@@ -68,7 +68,12 @@ def test_a_gpu_is_measured_by_the_parts_of_a_round(gpu: Any, tmp_path: Path, cap
         assert times["draw"] + times["encode"] + times["unet"] + times["decode"] < times["round"]
         assert row["memory_mib"]["fit"] >= report["memory_before_mib"] > 0
         rounds, pictures = 10, 4 * 3 + tiny.pipeline.turntable_frames
-        each = {"round": rounds, "fit": 320, "photo": rounds * row["views"], "draw": pictures / row["views"]}
+        each = {
+            "round": rounds,
+            "fit": tiny.max_num_iterations,
+            "photo": rounds * row["views"],
+            "draw": pictures / row["views"],
+        }
         expected = sum(count * times[part] for part, count in each.items()) / 1000
         assert row["edit_seconds"] == pytest.approx(expected)
     printed = capsys.readouterr().out

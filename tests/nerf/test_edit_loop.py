@@ -280,10 +280,13 @@ def test_views_are_drawn_where_they_are_fitted(small: Make) -> None:
     torch.nn.init.normal_(model.camera_optimizer.pose_adjustment, std=0.05)
     corrected = draw(model, edit.targets.cameras, [index])
     assert (corrected[0] - expected).abs().mean() > 0.01
-    edit.targets.restore()
-    edit.targets.put([index], corrected)
-    _, difference = edit.fit.losses(model, edit.targets)
-    assert difference < 0.03  # jittered samples; at the uncorrected pose it is several times that
+    differences = []
+    for picture in (corrected, expected[None]):
+        edit.targets.restore()
+        edit.targets.put([index], picture)
+        differences.append(edit.fit.losses(model, edit.targets)[1])
+    fitted, elsewhere = differences
+    assert fitted < 0.6 * elsewhere  # for the jitter of the samples alone
 
 
 def test_the_edited_scene_opens_without_a_diffusion_model(small: Make, scene_run: Path) -> None:

@@ -73,7 +73,7 @@ def test_an_edit_is_measured_without_weights_or_network(edit_run: Path, tmp_path
         assert math.isfinite(figures[name]["after"])
         assert name in printed
     # Four steps go a long way on so small a scene.
-    assert figures["psnr_to_known_edit"]["after"] > figures["psnr_to_known_edit"]["before"] + 3
+    assert figures["psnr_to_known_edit"]["after"] > figures["psnr_to_known_edit"]["before"] + 2
     assert figures["chroma"]["before"] != figures["chroma"]["after"]
     assert figures["reprojection_error_long"]["before"] != figures["reprojection_error_long"]["after"]
     assert report["cost"]["unet_evaluations"] == 4 * ROUND
