@@ -58,8 +58,12 @@ def test_torch_works_together_only_where_that_is_faster(
     together: float,
     used: int,
 ) -> None:
+    def seconds(count: int) -> float:
+        torch.set_num_threads(count)  # as what it stands for does
+        return alone if count == 1 else together
+
     monkeypatch.setattr(threads, "CORES", 2)
-    monkeypatch.setattr(threads, "_seconds", lambda count: alone if count == 1 else together)
+    monkeypatch.setattr(threads, "_seconds", seconds)
     torch.set_num_threads(1)
     for _ in range(2):
         with threads.all_for_torch():
