@@ -29,6 +29,7 @@ from csd_nerf.nerf.region_box import Vector  # noqa: E402
 from csd_nerf.nerf.rendering import render_still  # noqa: E402
 from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
 from csd_nerf.nerf.sheets import save_png, sheet  # noqa: E402
+from csd_nerf.pixel_rays import PixelRays  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS  # noqa: E402
 from training.photos import shared_folder  # noqa: E402
 
@@ -103,9 +104,10 @@ def evaluation_views(run: Path, size: int) -> tuple[Tensor, Tensor, Tensor, Tens
     pipeline.model.load_scene(read_checkpoint(source)["pipeline"], str(source))
     pipeline.model.train()
     contains = config.pipeline.region.box().contains
+    rays = PixelRays(cameras)
     inside = torch.stack(
         [
-            render_still(pipeline.model, cameras, index, inside=contains).inside
+            render_still(pipeline.model, rays.of_view(index), inside=contains).inside
             for index in range(len(cameras))
         ]
     )

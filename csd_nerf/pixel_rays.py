@@ -58,11 +58,22 @@ class PixelRays:
         direction, area, length = pixels.split([3, 1, 1], dim=1)
         return RayBundle(
             origins=poses[:, :, 3],
-            directions=(poses[:, :, :3] @ direction[:, :, None])[:, :, 0],
+            # Not as a product of matrices, which autocast would do in half precision.
+            directions=(poses[:, :, :3] * direction[:, None]).sum(2),
             pixel_area=area,
             camera_indices=camera[:, None],
             metadata={"directions_norm": length},
         )
+
+    def of_view(self, camera: int) -> RayBundle:
+        """Rays (H, W) of a whole view."""
+        height, width = int(self.cameras.height[camera]), int(self.cameras.width[camera])
+        device = self.cameras.device
+        row, column = torch.meshgrid(
+            torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+        )
+        rays = self(torch.full_like(row, camera).flatten(), row.flatten(), column.flatten())
+        return rays.reshape((height, width))
 
 
 def _lenses(cameras: Cameras) -> tuple[Cameras, Tensor]:

@@ -79,19 +79,33 @@ def encodings(prior: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         (GPU, True, {"force_upcast": False}, torch.bfloat16),
         (GPU, True, {"force_upcast": True}, torch.float32),  # as of XL
         (GPU, False, {}, torch.float32),
-        (torch.device("cpu"), None, {}, torch.float32),
+        (torch.device("cpu"), True, {}, torch.float32),
     ],
 )
 def test_the_precision_by_itself(
     monkeypatch: pytest.MonkeyPatch, device: torch.device, has_bfloat16: Any, config: Any, expected: Any
 ) -> None:
-    if has_bfloat16 is not None:
-        monkeypatch.setattr(loading, "has_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr(loading, "has_bfloat16", lambda device: has_bfloat16)
     assert loading.automatic_vae_dtype(device, config) == expected
 
 
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "expected"),
+    [
+        (GPU, True, torch.float16),  # its finer mantissa
+        (torch.device("cpu"), True, torch.bfloat16),
+        (torch.device("cpu"), False, torch.float32),
+    ],
+)
+def test_the_denoisers_precision_by_itself(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, has_bfloat16: bool, expected: Any
+) -> None:
+    monkeypatch.setattr(loading, "has_bfloat16", lambda device: has_bfloat16)
+    assert loading.automatic_dtype(device) == expected
+
+
 def test_bfloat16_is_near_float32_and_so_is_its_gradient(tiny_prior: Prior, images: torch.Tensor) -> None:
-    half: Any = load_prior("tiny-instruct", device="cpu", vae_dtype=torch.bfloat16)
+    half: Any = load_prior("tiny-instruct", device="cpu", dtype=torch.float32, vae_dtype=torch.bfloat16)
     assert half.vae.dtype == torch.bfloat16 and half.dtype == torch.float32
     results = []
     for prior in (half, tiny_prior):

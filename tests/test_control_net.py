@@ -24,7 +24,9 @@ PROMPT = "a drawing of a bear"
 
 
 def load(prior: Path, net: Path, picture="depth", scale: float = 1.0) -> ControlNet:
-    loaded = load_prior(str(prior), device="cpu", control=ControlConfig(str(net), picture, scale))
+    loaded = load_prior(
+        str(prior), device="cpu", dtype=torch.float32, control=ControlConfig(str(net), picture, scale)
+    )
     assert isinstance(loaded, ControlNet)
     return loaded
 

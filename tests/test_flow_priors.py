@@ -56,7 +56,9 @@ MODELS: dict[str, tuple[Any, dict[str, bool]]] = {
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     save, options = MODELS[request.param]
     folder = save(tmp_path_factory.mktemp("priors") / "flow", **options)
-    return SimpleNamespace(name=request.param, folder=folder, prior=load_prior(str(folder), device="cpu"))
+    return SimpleNamespace(
+        name=request.param, folder=folder, prior=load_prior(str(folder), device="cpu", dtype=torch.float32)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -49,3 +49,15 @@ def test_equal_nerfstudios(kind: CameraType, more: dict[str, torch.Tensor], solv
     for name in ("origins", "directions", "pixel_area", "camera_indices", "times"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(found.metadata["directions_norm"], wanted.metadata["directions_norm"])
+    view, whole = rays.of_view(1), of.generate_rays(1, keep_shape=True)
+    assert view.shape == whole.shape == (20, 27)
+    torch.testing.assert_close(view.directions, whole.directions, atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(view.metadata["directions_norm"], whole.metadata["directions_norm"])
+
+
+def test_half_precision_is_for_networks_alone() -> None:
+    rays = PixelRays(cameras())
+    at = torch.arange(6), torch.arange(6), torch.arange(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rays(*at)
+    assert torch.equal(found.directions, rays(*at).directions) and found.directions.dtype == torch.float32

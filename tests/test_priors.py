@@ -132,7 +132,7 @@ def test_velocity_is_turned_into_noise(
     folder = shutil.copytree(model, tmp_path / "prior")
     epsilon_prior = request.getfixturevalue(kind)
     edit_json(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    prior = load_prior(str(folder), device="cpu")
+    prior = load_prior(str(folder), device="cpu", dtype=torch.float32)
     noisy, t = torch.randn(2, 4, 8, 8, generator=generator), 300
     text = epsilon_prior.embed([PROMPT, ""])
     network_output = epsilon_prior.predict_noise(noisy, t, text, None)  # the same network predicts "noise"

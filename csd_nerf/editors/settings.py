@@ -51,7 +51,8 @@ class EditSettings:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to compute; auto takes a CUDA GPU if there is one."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number format of the U-Net; auto takes float16 on a GPU, float32 on a CPU."""
+    """Number format of the U-Net; auto takes float16 on a GPU, bfloat16 on a CPU that computes in it, else
+    float32."""
     vae: str = ""
     """Another autoencoder for the prior, a hub id or a folder in diffusers format: one retrained, or a small
     fast one such as madebyollin/taesd (for Stable Diffusion 1 and 2). Empty for the prior's own."""

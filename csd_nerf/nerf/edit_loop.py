@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.nerf.source_field import edited_everywhere
 from csd_nerf.nerf.targets import Targets
+from csd_nerf.pixel_rays import PixelRays
 
 NO_CHANGE = 0.01
 """Mean absolute change of pictures (0..1) below which nothing is to be seen."""
@@ -33,7 +33,7 @@ FOLLOWED = 0.9
 
 
 @torch.no_grad()
-def draw(model: NerfactoModel, cameras: Cameras, indices: list[int]) -> Float[Tensor, "n 3 h w"]:
+def draw(model: NerfactoModel, rays: PixelRays, indices: list[int]) -> Float[Tensor, "n 3 h w"]:
     """Views of the scene as it is now, 0..1, each from where its photo was taken.
 
     At the corrected poses, which the fit trains at as well, and of an edit that is everywhere, wherever it is
@@ -41,11 +41,11 @@ def draw(model: NerfactoModel, cameras: Cameras, indices: list[int]) -> Float[Te
 
     Args:
         model: in training mode, on the cameras' device.
-        cameras: of the whole training split, all of one size.
-        indices: N of them.
+        rays: of the whole training split's cameras, all of one size.
+        indices: of N cameras.
     """
     with edited_everywhere(model):
-        return torch.stack([render_still(model, cameras, index).image for index in indices])
+        return torch.stack([render_still(model, rays.of_view(index)).image for index in indices])
 
 
 @dataclass

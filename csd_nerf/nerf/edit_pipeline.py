@@ -41,6 +41,7 @@ from csd_nerf.nerf.region_hull import Hull
 from csd_nerf.nerf.rendering import holding, render_still, render_views
 from csd_nerf.nerf.source_field import keep_source_field
 from csd_nerf.nerf.targets import Targets, as_bytes
+from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
 from csd_nerf.seeds import step_seed
@@ -337,18 +338,18 @@ class EditPipeline(PromptedPipeline):
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         # Of a hub id the kind is known only now.
         config.check_prior(image_conditioned=prior.image_conditioned)
-        train_cameras = self.datamanager.train_cameras(height, width)
+        rays = PixelRays(self.datamanager.train_cameras(height, width))
         manager = config.datamanager
         self._edit = RunningEdit(
             prior=prior,
             sampler=sampler,
-            cameras=train_cameras,
+            rays=rays,
             height=height,
             width=width,
             seed=seed,
             max_steps=max_steps,
             source_weights={name: value.cpu().clone() for name, value in self.model.state_dict().items()},
-            targets=Targets(train_cameras, config.kept_views, self._photos(height, width)),
+            targets=Targets(rays, config.kept_views, self._photos(height, width)),
             fit=Fit(
                 rays=manager.train_num_rays_per_batch,
                 patch_size=manager.patch_size,
@@ -433,7 +434,7 @@ class EditPipeline(PromptedPipeline):
         """The views of a round, of the scene as it is, and what is asked of them."""
         indices = edit.sampler(number)
         source, condition = self._source_latents(indices)
-        images = draw(self.model, edit.cameras, indices)
+        images = draw(self.model, edit.rays, indices)
         # A thread that edits them has random numbers of its own, which follow from this step all the same.
         seed = int(torch.randint(2**62, ())) if edit.ahead else None
         return RoundViews(
@@ -452,7 +453,7 @@ class EditPipeline(PromptedPipeline):
         if edit.watched is None or not self.config.kept_views or not edit.alarm.watches_followed:
             return
         index, view, target = edit.watched
-        self._warn(edit.alarm.followed(view, draw(self.model, edit.cameras, [index])[0], target))
+        self._warn(edit.alarm.followed(view, draw(self.model, edit.rays, [index])[0], target))
 
     def _published_step(self, edit: "RunningEdit", step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One gradient of score distillation, straight into the field (2307.04787, section 4)."""
@@ -512,7 +513,7 @@ class EditPipeline(PromptedPipeline):
         """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
         edit = self._begun()
         with holding(self.model, edit.source_weights):
-            return render_still(self.model, edit.cameras, index).depth[None]
+            return render_still(self.model, edit.rays.of_view(index)).depth[None]
 
     def _begun(self) -> "RunningEdit":
         if self._edit is None:
@@ -620,7 +621,7 @@ class RunningEdit(Running):
 
     Attributes:
         sampler: which training views a step takes.
-        cameras: all training cameras, cropped to the shape of the views.
+        rays: of all training cameras, cropped to the shape of the views.
         height, width: of the views, in pixels.
         source_weights: of the scene before the edit, on the CPU.
         source_latents: latents of the source photos, and `Prior.condition` of them or of the source scene's
@@ -637,7 +638,7 @@ class RunningEdit(Running):
     """
 
     sampler: CameraSampler
-    cameras: Cameras
+    rays: PixelRays
     height: int
     width: int
     source_weights: dict[str, Tensor]
@@ -651,3 +652,8 @@ class RunningEdit(Running):
     alarm: NoOpAlarm = field(default_factory=NoOpAlarm)
     source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def cameras(self) -> Cameras:
+        """All training cameras, cropped to the shape of the views."""
+        return self.rays.cameras

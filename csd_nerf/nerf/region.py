@@ -16,6 +16,7 @@ from csd_nerf.nerf.region_hull import Hull, check_camera_types
 from csd_nerf.nerf.region_masks import check_masks, read_mask
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.nerf.source_field import Inside
+from csd_nerf.pixel_rays import PixelRays
 
 MASK_SIZE = 512
 """Short side, in pixels, at which masks are looked at."""
@@ -101,7 +102,8 @@ def find_region(
         _carve(where, config, model, dataset)
     cameras = fit_cameras(dataset.cameras, *view_size(dataset.cameras, size, 1)).to(model.device)
     for index in _spread(len(cameras)):
-        view = render_still(model, cameras, index, inside=where.contains)
+        rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
+        view = render_still(model, rays, inside=where.contains)
         if float(view.inside.max()) >= 0.5:
             return
     if isinstance(where, Hull):
@@ -146,7 +148,10 @@ def region_picture(model: NerfactoModel, cameras: Cameras, inside: Inside, count
     """
     from csd_nerf.nerf.sheets import sheet
 
-    views = [render_still(model, cameras, index, inside=inside) for index in _spread(len(cameras))[:count]]
+    rays = PixelRays(cameras)
+    views = [
+        render_still(model, rays.of_view(index), inside=inside) for index in _spread(len(cameras))[:count]
+    ]
     images = torch.stack([view.image for view in views])
     shares = torch.stack([view.inside for view in views])
     return sheet([images, images * (0.2 + 0.8 * shares)])

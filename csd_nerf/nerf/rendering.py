@@ -113,20 +113,17 @@ class StillView:
 @torch.no_grad()
 def render_still(
     model: NerfactoModel,
-    cameras: Cameras,
-    index: int,
+    rays: RayBundle,
     *,
     inside: Callable[[Tensor], Tensor] | None = None,
 ) -> StillView:
     """A view from a training camera as the scene is shown; no sample is jittered.
 
     Args:
-        model: in training mode, on the cameras' device.
-        cameras: of the whole training split; their index selects the pose correction.
-        index: of the view.
+        model: in training mode, on the rays' device.
+        rays: (H, W), of the view; the camera index in the whole split selects the pose correction.
         inside: which positions (R, S, 3) are in a part of space, (R, S).
     """
-    rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
     height, width = rays.shape
     rays = rays.flatten()
     size = model.config.eval_num_rays_per_chunk

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, UInt8
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
@@ -21,17 +20,17 @@ class Targets:
     once, so that a checkpoint holds exactly what the scene was fitted to.
 
     Args:
-        cameras: of the training split, N of one height and width; rays are made on their device.
+        rays: of the cameras of the training split, N of one height and width.
         keep: how many views are kept; when there are more, the one that was edited longest ago goes.
         photos: of all cameras, RGB, each in the place of its view until that is edited; then all views are
             kept. None begins with nothing.
     """
 
-    def __init__(self, cameras: Cameras, keep: int, photos: UInt8[Tensor, "n h w 3"] | None = None) -> None:
-        self.cameras = cameras
-        self._rays = PixelRays(cameras)
+    def __init__(self, rays: PixelRays, keep: int, photos: UInt8[Tensor, "n h w 3"] | None = None) -> None:
+        self.rays = rays
+        self.cameras = rays.cameras
         self.photos = photos
-        self._keep = len(cameras) if photos is not None else keep
+        self._keep = len(self.cameras) if photos is not None else keep
         self.restore()
 
     def restore(self) -> None:
@@ -74,7 +73,7 @@ class Targets:
 
         device = self.cameras.device
         camera = torch.tensor(self.views)[picture]
-        return self._rays(camera.to(device), row.to(device), column.to(device)), colours.to(device)
+        return self.rays(camera.to(device), row.to(device), column.to(device)), colours.to(device)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the edited pictures as bytes, oldest first, and whose they are."""

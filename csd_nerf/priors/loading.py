@@ -93,8 +93,8 @@ def load_prior(
     Args:
         name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
         device: where it is to run, such as "cuda", "cuda:1" or "cpu".
-        dtype: precision of the U-Net; None is float16 on CUDA, float32 on a CPU. Of a flow transformer None
-            is bfloat16 on a GPU that has it.
+        dtype: precision of the U-Net; None is float16 on CUDA, bfloat16 on a CPU that computes in it, else
+            float32. Of a flow transformer None is bfloat16 on a GPU that has it, too.
         vae: folder or hub id of another autoencoder for the same latents: an AutoencoderKL or an
             AutoencoderTiny. Empty is the prior's own.
         vae_dtype: precision of the VAE; None is bfloat16 where a CUDA GPU has it and the VAE's config does
@@ -179,7 +179,9 @@ def as_dtype(precision: str) -> torch.dtype | None:
 
 def automatic_dtype(device: torch.device) -> torch.dtype:
     """The precision of a U-Net for which none is given."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def automatic_vae_dtype(device: torch.device, config: dict[str, Any]) -> torch.dtype:
@@ -190,12 +192,15 @@ def automatic_vae_dtype(device: torch.device, config: dict[str, Any]) -> torch.d
         config: of it. Only what it says itself counts: diffusers takes `force_upcast` for granted where a
             config is silent, as those of Stable Diffusion 1 are.
     """
-    half = has_bfloat16(device) and not config.get("force_upcast")
+    # On a CPU the little time it would save is not worth the grain that it leaves in an edit's targets.
+    half = device.type == "cuda" and has_bfloat16(device) and not config.get("force_upcast")
     return torch.bfloat16 if half else torch.float32
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device is a GPU that computes in bfloat16, and does not just imitate it."""
+    """Whether a device computes in bfloat16, and does not just imitate it."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported()
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):

@@ -46,7 +46,7 @@ def test_depth_is_measured_along_the_viewing_axis(scene_run: Path) -> None:
     down, across = torch.meshgrid(torch.arange(32) + 0.5, torch.arange(32) + 0.5, indexing="ij")
     slant = (1 + ((across - cx) / fx) ** 2 + ((down - cy) / fy) ** 2).sqrt()
     pipeline.train()
-    depth = render_still(pipeline.model, cameras, 3).depth
+    depth = render_still(pipeline.model, cameras.generate_rays(3, keep_shape=True)).depth
     torch.testing.assert_close(depth[0], along_rays / slant, rtol=1e-4, atol=1e-4)
     assert slant.max() > 1.1 and pipeline.model.training
 
@@ -60,13 +60,13 @@ def test_depth_is_that_of_the_source_and_looking_at_it_changes_nothing(
     assert (pipeline.eval_pictures() - edit.before).abs().max() > 1e-3
 
     before = weights(pipeline)
-    now, source = render_still(pipeline.model, edit.cameras, 2).depth, pipeline._source_depth(2)
+    now, source = render_still(pipeline.model, edit.rays.of_view(2)).depth, pipeline._source_depth(2)
     assert torch.equal(weights(pipeline), before)
     assert not torch.equal(now, source[0])
 
     index, (_, condition) = next(iter(edit.source_latents.items()))  # made in some step, after others
     pipeline.model.load_state_dict(edit.source_weights)
-    depth = render_still(pipeline.model, edit.cameras, index).depth
+    depth = render_still(pipeline.model, edit.rays.of_view(index)).depth
     picture = torch.nn.functional.pixel_shuffle(condition[None], edit.prior.vae_factor)
     torch.testing.assert_close(picture, depth_picture(depth[None]), rtol=0, atol=1e-4)
     assert picture.std() > 0.1

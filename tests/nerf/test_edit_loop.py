@@ -19,6 +19,7 @@ from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.rendering import render_still
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.nerf.targets import Targets, as_bytes
+from csd_nerf.pixel_rays import PixelRays
 
 Make = Any
 DATASET_METHODS = ["csd-edit-dataset", "in2n-baseline"]
@@ -166,7 +167,7 @@ def test_no_noise_leaves_the_renders_as_targets(small: Make) -> None:
     pipeline._reset_to_source()
     pipeline._begin_round(edit, 0)
     (index,) = edit.targets.edited
-    drawn = draw(pipeline.model, edit.cameras, [index])
+    drawn = draw(pipeline.model, edit.rays, [index])
     expected = as_bytes(edit.prior.decode(edit.prior.encode(drawn)))[0].float()
     torch.testing.assert_close(edit.targets.pictures[-1].float(), expected, atol=1, rtol=0)
 
@@ -177,7 +178,7 @@ def test_no_steps_of_descent_leave_the_renders_as_targets_exactly(small: Make) -
     edit = pipeline._edit
     pipeline._reset_to_source()
     pipeline._begin_round(edit, 0)
-    drawn = as_bytes(draw(pipeline.model, edit.targets.cameras, edit.targets.views))
+    drawn = as_bytes(draw(pipeline.model, edit.rays, edit.targets.views))
     assert torch.equal(edit.targets.pictures, drawn)
     lossy = edit.prior.decode(edit.prior.encode(drawn.permute(0, 3, 1, 2) / 255))
     assert not torch.allclose(as_bytes(lossy).float(), drawn.float(), atol=2)
@@ -196,7 +197,7 @@ def test_a_descent_is_that_of_the_latents_of_the_views(small: Make) -> None:
 
     objective = Objective(config.objective, edit.prior)
     source, condition = pipeline._source_latents(indices)
-    drawn = draw(pipeline.model, edit.cameras, indices)
+    drawn = draw(pipeline.model, edit.rays, indices)
     start = latents = edit.prior.encode(drawn)
     torch.manual_seed(3)
     for step in (2, 3):  # of 3 rounds of 2
@@ -272,13 +273,13 @@ def test_views_are_drawn_where_they_are_fitted(small: Make) -> None:
     edit, model = pipeline._edit, pipeline.model
     with torch.no_grad():
         index = edit.targets.views[0]
-        expected = render_still(model, edit.targets.cameras, index).image
-    torch.testing.assert_close(draw(model, edit.targets.cameras, [index])[0], expected)
+        expected = render_still(model, edit.cameras.generate_rays(index, keep_shape=True)).image
+    torch.testing.assert_close(draw(model, edit.rays, [index])[0], expected)
     model.camera_optimizer = CameraOptimizerConfig(mode="SO3xR3").setup(
         num_cameras=len(edit.cameras), device="cpu"
     )
     torch.nn.init.normal_(model.camera_optimizer.pose_adjustment, std=0.05)
-    corrected = draw(model, edit.targets.cameras, [index])
+    corrected = draw(model, edit.rays, [index])
     assert (corrected[0] - expected).abs().mean() > 0.01
     differences = []
     for picture in (corrected, expected[None]):
@@ -322,7 +323,7 @@ def test_samples_are_the_pixels_of_the_pictures(small: Make) -> None:
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     number = torch.arange(count)[:, None, None].expand(-1, size, size)
     coded = torch.stack([number, row.expand_as(number), column.expand_as(number)], dim=-1).byte()
-    pictures = Targets(cameras, 0, photos=coded)
+    pictures = Targets(PixelRays(cameras), 0, photos=coded)
     rays, colours = pictures.sample(2 * 8 * 8 + 5, patch_size=8)
     camera, y, x = (colours * 255).round().long().unbind(1)
     assert len(rays) == 128

@@ -30,6 +30,7 @@ def test_the_route_gradient_is_the_published_gradient(edit_config: Any) -> None:
             pipeline__gradient_share=1.0,
             pipeline__rays_per_chunk=300,  # several chunks, none of them whole rows
             pipeline__particles=2,
+            pipeline__prior_precision="float32",
             pipeline__turntable_frames=0,
         )
     ).pipeline

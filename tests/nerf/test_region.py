@@ -29,6 +29,7 @@ from csd_nerf.nerf.region_hull import Hull, project
 from csd_nerf.nerf.region_masks import read_mask
 from csd_nerf.nerf.rendering import render_still, render_views
 from csd_nerf.nerf.runs import find_run, read_checkpoint
+from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.scenes.still_life import BALL, OBJECT_NAMES, VASE
 
 Make = Any
@@ -94,9 +95,10 @@ def night_falls_inside_alone(pipeline: Any, source: torch.Tensor) -> None:
     """The evaluation pictures against those of the source, (V, 3, 32, 32)."""
     cameras, _ = pipeline.datamanager.eval_cameras(32, 32, len(source))
     pipeline.model.train()
+    rays = PixelRays(cameras)
     inside = torch.stack(
         [
-            render_still(pipeline.model, cameras, index, inside=pipeline._where.contains).inside
+            render_still(pipeline.model, rays.of_view(index), inside=pipeline._where.contains).inside
             for index in range(len(source))
         ]
     )
@@ -302,8 +304,8 @@ def test_the_box_holds_the_pixels_whose_surface_lies_in_it(
     box = RegionBox((0.1, 0.0, -0.1), (0.5, 0.4, 0.4), (0.0, 0.0, 0.6))
     agree, shares = [], []
     for index in range(0, len(cameras), 3):
-        inside = render_still(model, cameras, index, inside=box.contains).inside
         rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
+        inside = render_still(model, rays, inside=box.contains).inside
         offset = rays.origins - middle
         along = (offset * rays.directions).sum(-1)
         root = along.square() - offset.square().sum(-1) + radius**2
@@ -353,7 +355,7 @@ def test_an_edit_step_renders_the_edited_field_everywhere(edited_in_box: Any, mo
         return images.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
     images, gradient = views_and_gradient()
-    shown = render_still(model, cameras, 2).image
+    shown = render_still(model, cameras.generate_rays(2, keep_shape=True)).image
     monkeypatch.setattr(model.field, "forward", partial(type(model.field).forward, model.field))
     plain_images, plain_gradient = views_and_gradient()
     assert torch.equal(images, plain_images)
@@ -441,9 +443,9 @@ def test_edits_by_the_loop_show_in_the_box_alone(
         shown.append(self.model.field.forward.everywhere)
         return draw(self, cameras)
 
-    def watched_still(model: Any, cameras: Cameras, index: int) -> Any:
+    def watched_still(model: Any, rays: Any) -> Any:
         shown.append(model.field.forward.everywhere)
-        return still(model, cameras, index)
+        return still(model, rays)
 
     monkeypatch.setattr(EditPipeline, "draw", watched)
     monkeypatch.setattr(edit_loop, "render_still", watched_still)
