@@ -32,14 +32,16 @@ from csd_nerf.nerf.edit_ahead import EditAhead
 from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
 from csd_nerf.nerf.edits import EDITS, Edit, RoundViews
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
-from csd_nerf.nerf.model import CsdNerfactoModelConfig
+from csd_nerf.nerf.model import CsdNerfactoModelConfig, holds_source, is_of_source
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running
 from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
 from csd_nerf.nerf.region_box import BoxControls
 from csd_nerf.nerf.region_hull import Hull
 from csd_nerf.nerf.rendering import holding, render_still, render_views
-from csd_nerf.nerf.source_field import keep_source_field
+from csd_nerf.nerf.runs import read_checkpoint
+from csd_nerf.nerf.source_field import keep_source_field, keeps_source_field, set_strength, strength_of
+from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
@@ -93,6 +95,9 @@ class EditPipelineConfig(PromptedPipelineConfig):
     """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
     region: RegionConfig = field(default_factory=RegionConfig)
     """Where to edit; elsewhere the source is shown."""
+    strength: float = 1.0
+    """How much of the edit is shown, 0..1: 0 is the source and 1 the edit, between them colours and densities
+    of both are mixed. What is trained does not depend on it. Below 1 it costs a second field."""
     freeze_geometry: bool = False
     """Edit colours only: densities stay exactly those of the source. Costs a second field."""
     render_size: int = 512
@@ -211,6 +216,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
             without = "raise it, or do without LPIPS: --pipeline.lpips-weight 0"
             check_at_least("pipeline.datamanager.patch_size", manager.patch_size, 32, without)
         self.region.check()
+        check_strength(self.strength, option("pipeline.strength"))
         if self.distils:
             self.objective.check(particles=self.particles or 1000, source_prompt=self.source_prompt)
             self.descent.check("--pipeline.descent.")
@@ -230,6 +236,15 @@ class EditPipelineConfig(PromptedPipelineConfig):
             )
 
 
+def check_strength(strength: float, name: str) -> None:
+    """Refuse a strength that is none.
+
+    Raises:
+        InputError: by this name of it.
+    """
+    check(0 <= strength <= 1, name, expected="from 0, the source, to 1, the edit", got=strength)
+
+
 class EditPipeline(PromptedPipeline):
     """Edits a trained nerfacto scene with a frozen diffusion model."""
 
@@ -244,9 +259,8 @@ class EditPipeline(PromptedPipeline):
         self._where = self._box or self._hull
         super().__init__(config, device, **options)
         self.model.freeze_poses()
-        if self._keeps_source:
-            inside = self._where.contains if self._where else None
-            keep_source_field(self.model, inside=inside, geometry=config.freeze_geometry)
+        if self._keeps_proposals or config.strength < 1:
+            self._keep_source(config.strength)
         self.image_guidance = ViewerNumber("Image guidance", config.guidance.image_guidance)
         self.reset = ViewerButton("Reset to source", cb_hook=lambda _: self._reset_to_source())
         for name, element in (self._box.elements if self._box else {}).items():
@@ -258,9 +272,66 @@ class EditPipeline(PromptedPipeline):
         return self._edit
 
     @property
-    def _keeps_source(self) -> bool:
-        """Whether the source's field has a part in the edited scene."""
+    def _keeps_proposals(self) -> bool:
+        """Whether the edit leaves the source's proposal networks as they are."""
         return self._where is not None or self.config.freeze_geometry
+
+    def _keep_source(self, strength: float) -> None:
+        inside = self._where.contains if self._where else None
+        geometry = self.config.freeze_geometry
+        keep_source_field(self.model, inside=inside, geometry=geometry, strength=strength)
+
+    # ---------------------------------------------------------------- strength
+
+    @property
+    def strength(self) -> float:
+        """How much of the edit is shown, 0..1."""
+        return strength_of(self.model)
+
+    def show_at(self, strength: float) -> None:
+        """Show so much of the edit from now on, also in what is rendered and saved; nothing is trained anew.
+
+        Not while the scene is drawn by another thread.
+
+        Args:
+            strength: 0 is the source, 1 the edit, to the last bit.
+
+        Raises:
+            InputError: it is not in 0..1; the scene that the edit started from is gone, and was not kept.
+        """
+        check_strength(strength, "the strength")
+        if not keeps_source_field(self.model):
+            if strength == 1:
+                return
+            self._take_source()
+        set_strength(self.model, strength)
+
+    def _take_source(self) -> None:
+        """Keep the source beside the edit from now on, as its checkpoint has it."""
+        source = source_checkpoint(self.config)
+        weights = read_checkpoint(source)["pipeline"]
+        self._keep_source(strength=1.0)
+        self.model.load_source(weights, str(source))
+        if self._edit is not None:
+            kept = {name: value for name, value in self.model.state_dict().items() if is_of_source(name)}
+            self._edit.source_weights |= {name: value.cpu().clone() for name, value in kept.items()}
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """As the parent's. What the source has to say comes from the checkpoint if it is there, whatever the
+        configuration says, else from the scene that the edit started from.
+
+        Raises:
+            InputError: as the parent, or when that scene is needed and gone.
+        """
+        held = holds_source(loaded_state)
+        if held and not keeps_source_field(self.model):
+            self._keep_source(self.config.strength)
+        super().load_pipeline(loaded_state, step)
+        if keeps_source_field(self.model) and not held:
+            source = source_checkpoint(self.config)
+            self.model.load_source(read_checkpoint(source)["pipeline"], str(source))
+
+    # ---------------------------------------------------------------- state
 
     def get_extra_state(self) -> dict[str, Any]:
         """The parent's, where the edit shows, and while it runs what the scene is fitted to."""
@@ -270,6 +341,7 @@ class EditPipeline(PromptedPipeline):
             state["current"] |= self._box.current()
         if self._hull:
             state["hull"] = self._hull.state()
+        state["strength"] = {"configured": self.config.strength, "current": self.strength}
         if self._edit is not None and self.config.route == "loop":
             state["targets"] = self._edit.targets.state()
             state["round"] = self._edit.round
@@ -281,6 +353,9 @@ class EditPipeline(PromptedPipeline):
         super().set_extra_state(state)
         if self._hull:
             self._hull.load_state(state["hull"])
+        strength = state.get("strength")  # absent from runs before it could be changed
+        if strength and strength["configured"] == self.config.strength and keeps_source_field(self.model):
+            set_strength(self.model, strength["current"])
         if self._edit is not None and self.config.route == "loop":
             self._edit.targets.load_state(state["targets"])
             self._edit.round = state["round"]
@@ -299,7 +374,7 @@ class EditPipeline(PromptedPipeline):
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Field and proposal networks, the latter unless they are kept; an edit leaves cameras alone."""
         groups = super().get_param_groups()
-        if self._keeps_source:
+        if self._keeps_proposals:
             del groups["proposal_networks"]
         return groups
 

@@ -5,8 +5,9 @@ import sys
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
+import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
@@ -29,6 +30,12 @@ class EditTrainerConfig(PromptedTrainerConfig):
     _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
     pipeline: EditPipelineConfig = field(default_factory=EditPipelineConfig)
     """The edit."""
+    run_folder: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
+    """Where the run is, when that is not where nerfstudio puts what it trains: see `csd-nerf blend`."""
+
+    def get_base_dir(self) -> Path:
+        """The run folder."""
+        return self.run_folder or super().get_base_dir()
 
     def check(self) -> None:
         """Find the source run, complete this configuration from it, and refuse what cannot work.
