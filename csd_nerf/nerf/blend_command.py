@@ -33,8 +33,8 @@ class Blend:
         """Mix, save and say how to open it.
 
         Raises:
-            InputError: for a strength that is none, an output that is there already, a folder without an edit, or
-                a source that is gone.
+            InputError: for a strength that is none, an output that is there already, a folder without an
+                edit, or a source that is gone.
         """
         between = "from 0, the source, to 1, the edit"
         check(0 <= self.strength <= 1, "--strength", expected=between, got=self.strength)

@@ -12,6 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.closing_words import evaluate_command
 from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer, PromptedTrainerConfig
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
@@ -127,6 +128,9 @@ class EditTrainer(PromptedTrainer):
 
     config: EditTrainerConfig
     pipeline: EditPipeline
+
+    def commands(self) -> dict[str, str]:
+        return {**super().commands(), "Measure": evaluate_command(self.base_dir)}
 
     def _load_checkpoint(self) -> None:
         """Begin the edit; continue it when the checkpoint is one of an edit."""
