@@ -38,7 +38,7 @@ from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Run
 from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
 from csd_nerf.nerf.region_box import BoxControls
 from csd_nerf.nerf.region_hull import Hull
-from csd_nerf.nerf.rendering import holding, render_still, render_views
+from csd_nerf.nerf.rendering import StillView, holding, render_still, render_views
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.nerf.source_field import keep_source_field, keeps_source_field, set_strength, strength_of
 from csd_nerf.nerf.source_scene import source_checkpoint
@@ -139,6 +139,8 @@ class EditPipelineConfig(PromptedPipelineConfig):
     whatever the number of views."""
     source_checkpoint: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
     """Checkpoint of the scene before the edit; recorded from --load-dir."""
+    source_was_edited: tyro.conf.Suppress[bool] = False
+    """Whether that scene is an edit itself: what it looks like is then the source, and not the photos."""
 
     @property
     def memory_options(self) -> tuple[str, ...]:
@@ -445,10 +447,13 @@ class EditPipeline(PromptedPipeline):
         self._edit.before = self.eval_pictures()
 
     def _photos(self, height: int, width: int) -> Tensor | None:
-        """All photos as bytes, where the scene is fitted to those that are not edited yet."""
+        """All source pictures as bytes, where the scene is fitted to those that are not edited yet."""
         if self.config.kept_views or self.config.route == "gradient":
             return None
         count = len(self.datamanager.train_dataset)
+        if self.config.source_was_edited:  # the scene that the model holds now
+            cameras = self.datamanager.train_cameras(height, width)
+            return torch.cat([as_bytes(draw(self.model, cameras, [view])) for view in range(count)])
         return torch.cat(
             [as_bytes(self.datamanager.train_photos([view], height, width)) for view in range(count)]
         )
@@ -568,26 +573,32 @@ class EditPipeline(PromptedPipeline):
 
     @torch.no_grad()
     def _source_latents(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Latents (N, c, h, w) of the source photos and what the prior is shown of them; each made once.
+        """Latents (N, c, h, w) of the source pictures and what the prior is shown of them; each made once.
 
-        Not between rendering and its backward pass: for depth, the source scene is put in for a moment.
+        Not between rendering and its backward pass: the source scene may be put in for a moment.
         """
-        edit = self._begun()
+        edit, config = self._begun(), self.config
         prior = edit.prior
         for index in indices:
             if index not in edit.source_latents:
-                photo = self.datamanager.train_photos([index], edit.height, edit.width)
-                shown = self._source_depth(index) if prior.shown == "depth" else None
+                view = (
+                    self._source_view(index) if prior.shown == "depth" or config.source_was_edited else None
+                )
+                if view is not None and config.source_was_edited:
+                    photo = view.image[None]
+                else:
+                    photo = self.datamanager.train_photos([index], edit.height, edit.width)
+                shown = view.depth[None] if view is not None and prior.shown == "depth" else None
                 latents, condition = prior.encode_source(photo, shown)
                 edit.source_latents[index] = (latents[0].cpu(), condition[0].cpu())
         sources, conditions = zip(*(edit.source_latents[index] for index in indices), strict=True)
         return torch.stack(sources).to(self.device), torch.stack(conditions).to(self.device)
 
-    def _source_depth(self, index: int) -> Tensor:
-        """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
+    def _source_view(self, index: int) -> StillView:
+        """A training view, rendered from the scene before the edit."""
         edit = self._begun()
         with holding(self.model, edit.source_weights):
-            return render_still(self.model, edit.cameras, index).depth[None]
+            return render_still(self.model, edit.cameras, index)
 
     def _begun(self) -> "RunningEdit":
         if self._edit is None:

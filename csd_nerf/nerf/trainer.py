@@ -11,9 +11,10 @@ import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 from csd_nerf.nerf.closing_words import evaluate_command
 from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
+from csd_nerf.nerf.model import holds_source
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer, PromptedTrainerConfig
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 
@@ -41,8 +42,9 @@ class EditTrainerConfig(PromptedTrainerConfig):
     def check(self) -> None:
         """Find the source run, complete this configuration from it, and refuse what cannot work.
 
-        `--load-dir` may be a scene, which is then edited from the start, or an unfinished edit, which
-        is then continued with its own settings except for those given anew.
+        `--load-dir` may be a scene, which is then edited from the start, or an edit. With the edit's prompt,
+        or with none, that is continued with its own settings except for those given anew; with another
+        prompt, the edited scene is edited, once its edit has ended.
 
         Raises:
             InputError: for a missing or empty prompt, run, dataset or prior, a recipe that does not fit, or a
@@ -51,7 +53,12 @@ class EditTrainerConfig(PromptedTrainerConfig):
         self._take_prompt_and_recipe()
         run = find_run(self._run_path(), self.load_step)
         if isinstance(run.config, EditTrainerConfig):
-            self._continue_edit(run, run.config)
+            if self._asks_for_more(run, run.config):
+                check_can_be_edited(run, run.config)
+                self._begin_from_scene(run, self._usual())
+                self.pipeline.source_was_edited = True
+            else:
+                self._continue_edit(run, run.config)
         else:
             self._begin_from_scene(run, self._usual())
         check_device(self.machine.device_type)
@@ -77,6 +84,11 @@ class EditTrainerConfig(PromptedTrainerConfig):
         folder = super()._check_prior()
         check_control(self.pipeline.control, folder)
         return folder
+
+    def _asks_for_more(self, run: Run, saved: "EditTrainerConfig") -> bool:
+        """Whether the edited scene is to be edited again: another prompt, and an edit that has ended."""
+        prompt = self.pipeline.prompt
+        return bool(prompt) and prompt != saved.pipeline.prompt and has_ended(run)
 
     def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
         """Take field sizes and data from the scene, where the user gave none."""
@@ -109,7 +121,10 @@ class EditTrainerConfig(PromptedTrainerConfig):
 
     def _other_prompt_hint(self, saved: Any) -> str:
         source = shlex.quote(str(saved.pipeline.source_checkpoint))
-        return f"leave out --prompt, or edit the source scene: --load-dir {source}"
+        return (
+            "leave out --prompt and let it end, after which it can be edited with another; or edit the "
+            f"source scene: --load-dir {source}"
+        )
 
     def _run_path(self) -> Path:
         path = self.load_dir or self.load_checkpoint
@@ -121,6 +136,32 @@ class EditTrainerConfig(PromptedTrainerConfig):
                 hint="train the scene first: `ns-train csd-nerfacto --data SCENE`",
             )
         return path
+
+
+def has_ended(run: Run) -> bool:
+    """Whether an edit has come to its end, by itself or by being told to, and was not killed."""
+    return (run.checkpoint.parent.parent / "pictures" / "after.png").exists()
+
+
+def check_can_be_edited(run: Run, saved: EditTrainerConfig) -> None:
+    """Refuse to edit an edited scene that two fields have a part in: an edit begins with one.
+
+    Raises:
+        InputError: naming what lets the source's field have a part.
+    """
+    pipeline = saved.pipeline
+    for flag, shared in (
+        ("--pipeline.region.source", pipeline.region.source != "none"),
+        ("--pipeline.freeze-geometry", pipeline.freeze_geometry),
+        ("--pipeline.strength", holds_source(read_checkpoint(run.checkpoint)["pipeline"])),
+    ):
+        check(
+            not shared,
+            f"{run.checkpoint.parent.parent} cannot be edited further: its source has a part in it",
+            expected=f"an edit without {flag}",
+            got=f"an edit with {flag}",
+            hint="edit the whole scene first, and give the region or the strength of the last edit alone",
+        )
 
 
 class EditTrainer(PromptedTrainer):
