@@ -22,6 +22,7 @@ from csd_nerf.errors import exit_on_input_error
 from csd_nerf.history.history_command import History
 from csd_nerf.nerf.blend_command import Blend
 from csd_nerf.nerf.evaluate_command import Evaluate
+from csd_nerf.trying.try_command import Try
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "blend": Blend,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "history": History,
     "image": Image,
     "panorama": Panorama,
+    "try": Try,
     "video": Video,
 }
 

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
+from typing import TYPE_CHECKING, Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
 
 import torch
 import tyro
@@ -27,6 +27,7 @@ from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.schedule import TimestepRange
 from csd_nerf.errors import InputError, check, check_at_least, option
+from csd_nerf.nerf.candidate import read_candidate, read_pictures
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.edit_ahead import EditAhead
 from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
@@ -47,6 +48,9 @@ from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
 from csd_nerf.seeds import step_seed
 from csd_nerf.threads import all_for_torch
+
+if TYPE_CHECKING:
+    from csd_nerf.priors import Prior
 
 
 @dataclass
@@ -137,6 +141,9 @@ class EditPipelineConfig(PromptedPipelineConfig):
     rays_per_chunk: int = 16384
     """Of the route gradient: rays with a gradient that are rendered at a time; bounds the renderer's memory
     whatever the number of views."""
+    candidate: Optional[Path] = None  # noqa: UP045
+    """A candidate of `csd-nerf try`, TRY_FOLDER/NUMBER, that is to become the edit: its prompt, its guidance
+    and its seed, and its edited views are the first that the scene is fitted to."""
     source_checkpoint: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
     """Checkpoint of the scene before the edit; recorded from --load-dir."""
     source_was_edited: tyro.conf.Suppress[bool] = False
@@ -217,6 +224,12 @@ class EditPipelineConfig(PromptedPipelineConfig):
         if self.lpips_weight:
             without = "raise it, or do without LPIPS: --pipeline.lpips-weight 0"
             check_at_least("pipeline.datamanager.patch_size", manager.patch_size, 32, without)
+        check(
+            self.candidate is None or (self.route == "loop" and self.edit == "descend"),
+            "--pipeline.candidate",
+            expected="none with this method, which fits the scene to no edited views of an objective",
+            got=self.candidate,
+        )
         self.region.check()
         check_strength(self.strength, option("pipeline.strength"))
         if self.distils:
@@ -458,6 +471,40 @@ class EditPipeline(PromptedPipeline):
             [as_bytes(self.datamanager.train_photos([view], height, width)) for view in range(count)]
         )
 
+    @property
+    def prior(self) -> "Prior":
+        """The diffusion model, while the edit runs."""
+        return self._begun().prior
+
+    @property
+    def rounds(self) -> int:
+        """Of the whole edit."""
+        return self.config.round_of(self._begun().max_steps - 1) + 1
+
+    @torch.no_grad()
+    def views_with_source(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Training views of the scene as it is now (N, 3, H, W), 0..1; latents of their source pictures, and
+        what the prior is shown of these."""
+        return draw(self.model, self._begun().cameras, indices), *self._source_latents(indices)
+
+    def begin_with(self, folder: Path) -> None:
+        """Take the edited views of a candidate of `csd-nerf try` as the first that the scene is fitted to.
+
+        Raises:
+            InputError: it is none, or one of another scene or size.
+        """
+        edit, candidate = self._begun(), read_candidate(folder)
+        source = self.config.source_checkpoint
+        check(
+            source is not None and Path(candidate.source).resolve() == source.resolve(),
+            f"{folder} was tried on another scene",
+            expected=str(source),
+            got=candidate.source,
+            hint="pass the scene that it was tried on as --load-dir, or try again",
+        )
+        pictures = read_pictures(folder, candidate.views, edit.height, edit.width)
+        edit.targets.put(list(candidate.views), pictures)
+
     # ---------------------------------------------------------------- a step
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
@@ -495,7 +542,7 @@ class EditPipeline(PromptedPipeline):
     def _begin_round(self, edit: "RunningEdit", number: int) -> None:
         """Keep what views should look like, of the scene as it is or, edited ahead, as it was a round ago."""
         assert edit.edit is not None
-        indices, rounds = edit.sampler(number), self.config.round_of(edit.max_steps - 1) + 1
+        indices, rounds = edit.sampler(number), self.rounds
         with torch.autocast(self.device.type, enabled=False):
             edited = edit.ahead.take(number) if edit.ahead else None
             if edited is None:
@@ -512,8 +559,7 @@ class EditPipeline(PromptedPipeline):
     def _round_views(self, edit: "RunningEdit", number: int, rounds: int) -> RoundViews:
         """The views of a round, of the scene as it is, and what is asked of them."""
         indices = edit.sampler(number)
-        source, condition = self._source_latents(indices)
-        images = draw(self.model, edit.cameras, indices)
+        images, source, condition = self.views_with_source(indices)
         # A thread that edits them has random numbers of its own, which follow from this step all the same.
         seed = int(torch.randint(2**62, ())) if edit.ahead else None
         return RoundViews(

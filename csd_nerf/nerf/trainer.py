@@ -12,6 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
 from csd_nerf.errors import InputError, check
+from csd_nerf.nerf.candidate import read_candidate
 from csd_nerf.nerf.closing_words import evaluate_command
 from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
 from csd_nerf.nerf.model import holds_source
@@ -52,6 +53,7 @@ class EditTrainerConfig(PromptedTrainerConfig):
         """
         self._take_prompt_and_recipe()
         run = find_run(self._run_path(), self.load_step)
+        self._take_candidate()
         if isinstance(run.config, EditTrainerConfig):
             if self._asks_for_more(run, run.config):
                 check_can_be_edited(run, run.config)
@@ -84,6 +86,27 @@ class EditTrainerConfig(PromptedTrainerConfig):
         folder = super()._check_prior()
         check_control(self.pipeline.control, folder)
         return folder
+
+    def _take_candidate(self) -> None:
+        """Let a candidate that was chosen say what the command line does not."""
+        pipeline = self.pipeline
+        if pipeline.candidate is None:
+            return
+        candidate, said = read_candidate(pipeline.candidate), options_given(sys.argv[1:])
+        check(
+            pipeline.prompt in ("", candidate.prompt),
+            f"{pipeline.candidate} was tried with another prompt",
+            expected=repr(candidate.prompt),
+            got=repr(pipeline.prompt),
+            hint="leave out --prompt",
+        )
+        pipeline.prompt = candidate.prompt
+        guidance = "pipeline.objective" if pipeline.distils else "pipeline.sampling"
+        for name in ("text_guidance", "image_guidance"):
+            if f"{guidance}.{name}" not in said:
+                setattr(pipeline.guidance, name, getattr(candidate, name))
+        if "machine.seed" not in said:
+            self.machine.seed = candidate.seed
 
     def _asks_for_more(self, run: Run, saved: "EditTrainerConfig") -> bool:
         """Whether the edited scene is to be edited again: another prompt, and an edit that has ended."""
@@ -187,6 +210,8 @@ class EditTrainer(PromptedTrainer):
         if checkpoint == source:
             prompt = self.config.pipeline.prompt
             CONSOLE.print(Text(f"Editing {source}: {prompt!r}"), soft_wrap=True)
+            if self.config.pipeline.candidate is not None:
+                self.pipeline.begin_with(self.config.pipeline.candidate)
             return
         # The source's optimisers and schedulers are not those of the edit; the edit's own are.
         super()._load_checkpoint()
