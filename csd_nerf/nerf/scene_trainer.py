@@ -86,9 +86,7 @@ class SceneTrainer(Trainer):
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build everything; unusable input and too little memory end the program with a message."""
-        with exit_on_input_error(), self._memory_explained(), warnings.catch_warnings():
-            # nerfstudio's and torch's about their own code, line after line
-            warnings.filterwarnings("ignore", module=r"nerfstudio\.|torch\.")
+        with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
             super().setup(test_mode)
 
     def _load_checkpoint(self) -> None:
@@ -110,7 +108,7 @@ class SceneTrainer(Trainer):
 
     def train(self) -> None:
         """Train; too little memory ends the program with a message."""
-        with exit_on_input_error(), self._memory_explained():
+        with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
             super().train()
         if self._dropped > 1:
             CONSOLE.print(f"{self._dropped} steps were dropped, for the same reason as the first.")
@@ -140,6 +138,14 @@ class SceneTrainer(Trainer):
             expected="room for the scene and for a step of it",
             hint=f"turn down, in this order: {', '.join(self.memory_settings)}",
         )
+
+
+@contextmanager
+def _without_their_warnings() -> Iterator[None]:
+    """Within it, nerfstudio and torch do not warn about their own code, line after line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"nerfstudio\.|torch\.")
+        yield
 
 
 def _detached(values: dict[str, Any]) -> dict[str, Any]:
