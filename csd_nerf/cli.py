@@ -19,14 +19,20 @@ from csd_nerf.editors.base_command import EditCommand
 from csd_nerf.editors.picture_command import Image, Panorama
 from csd_nerf.editors.video_command import Video
 from csd_nerf.errors import exit_on_input_error
+from csd_nerf.history.history_command import History
+from csd_nerf.nerf.blend_command import Blend
 from csd_nerf.nerf.evaluate_command import Evaluate
+from csd_nerf.trying.try_command import Try
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "blend": Blend,
     "compare": Compare,
     "demo": Demo,
     "evaluate": Evaluate,
+    "history": History,
     "image": Image,
     "panorama": Panorama,
+    "try": Try,
     "video": Video,
 }
 

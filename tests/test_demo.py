@@ -95,7 +95,7 @@ def test_it_leaves_a_page_that_needs_nothing_else(folder: Path) -> None:
     page = (folder / "index.html").read_text(encoding="utf8")
     links = Links(page)
     files = {address for address in links.addresses if not address.startswith("data:")}
-    assert files == {"commands.sh", "logs"} and all((folder / file).exists() for file in files)
+    assert not files  # the page may be sent alone
     assert "http:" not in page and "https:" not in page and "url(" not in page and "@import" not in page
     assert "default-src 'none'" in page
 

@@ -129,7 +129,8 @@ def _table(rows: Sequence[Row]) -> str:
     heads = "".join(f"<th>{html.escape(method)}</th>" for method in ("before", *methods))
     body = [*map(lambda line: _line(line, methods), lines_of(rows)), *_costs(rows, methods)]
     return (
-        f'<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead>\n<tbody>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="Figures of all methods">'
+        f"<table><thead><tr><th>figure</th>{heads}</tr></thead>\n<tbody>"
         + "\n".join(body)
         + "</tbody></table></div>"
     )

@@ -113,7 +113,7 @@ def _course(folder: Path, before: str, after: str, settings: DemoSettings) -> st
             pictures.append((f"{int(found.group(1))} steps", _after_of_sheet(sheet, folder)))
     pictures.append((f"{settings.edit_steps} steps", after))
     return "\n".join(
-        f'<figure><img src="{picture}" alt="View 1"><figcaption>{when}</figcaption></figure>'
+        f'<figure><img src="{picture}" alt="View 1, {when}"><figcaption>{when}</figcaption></figure>'
         for when, picture in pictures
     )
 
@@ -140,8 +140,11 @@ def _truth(pictures: Path, facts: dict[str, Any], after: Sequence[str]) -> str:
         ("The scene's own pictures under the exact operator that the diffusion model learned from", truth),
     ]
     cells = "\n".join(
-        f"<p>{caption}</p>\n" + "\n".join(f'<img src="{image}" alt="">' for image in images)
-        for caption, images in rows
+        f"<p>{caption}</p>\n"
+        + "\n".join(
+            f'<img src="{image}" alt="View {place}, {what}">' for place, image in enumerate(images, start=1)
+        )
+        for (caption, images), what in zip(rows, ("edited", "by the exact operator"), strict=True)
     )
     columns = f'style="--columns: {len(after)}"'
     return f'<h2>Against the exact edit</h2>\n<div class="truth" {columns}>\n{cells}\n</div>\n'

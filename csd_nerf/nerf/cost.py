@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from csd_nerf.display import minutes
 from csd_nerf.errors import InputError
 from csd_nerf.files import write_text
 
@@ -38,6 +39,14 @@ class Cost:
     seconds: float
     peak_memory_mib: float | None
     device: str
+
+    def in_words(self) -> str:
+        """Such as `240 steps in 18 s on cpu, 480 U-Net evaluations, 905 MiB`."""
+        parts = [f"{self.steps} steps in {minutes(self.seconds)} on {self.device}"]
+        parts += [f"{self.unet_evaluations} U-Net evaluations"]
+        if self.peak_memory_mib is not None:
+            parts.append(f"{self.peak_memory_mib:.0f} MiB")
+        return ", ".join(parts)
 
 
 NOTHING = Cost(steps=0, unet_evaluations=0, seconds=0.0, peak_memory_mib=None, device="cpu")

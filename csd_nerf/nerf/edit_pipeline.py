@@ -8,7 +8,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
+from typing import TYPE_CHECKING, Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
 
 import torch
 import tyro
@@ -27,25 +27,31 @@ from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.schedule import TimestepRange
 from csd_nerf.errors import InputError, check, check_at_least, option
+from csd_nerf.nerf.candidate import read_candidate, read_pictures
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.edit_ahead import EditAhead
 from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
 from csd_nerf.nerf.edits import EDITS, Edit, RoundViews
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
-from csd_nerf.nerf.model import CsdNerfactoModelConfig
+from csd_nerf.nerf.model import CsdNerfactoModelConfig, holds_source, is_of_source
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running
 from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
 from csd_nerf.nerf.region_box import BoxControls
 from csd_nerf.nerf.region_hull import Hull
-from csd_nerf.nerf.rendering import holding, render_still, render_views
-from csd_nerf.nerf.source_field import keep_source_field
+from csd_nerf.nerf.rendering import StillView, holding, render_still, render_views
+from csd_nerf.nerf.runs import read_checkpoint
+from csd_nerf.nerf.source_field import keep_source_field, keeps_source_field, set_strength, strength_of
+from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
 from csd_nerf.seeds import step_seed
 from csd_nerf.threads import all_for_torch
+
+if TYPE_CHECKING:
+    from csd_nerf.priors import Prior
 
 
 @dataclass
@@ -94,6 +100,9 @@ class EditPipelineConfig(PromptedPipelineConfig):
     """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
     region: RegionConfig = field(default_factory=RegionConfig)
     """Where to edit; elsewhere the source is shown."""
+    strength: float = 1.0
+    """How much of the edit is shown, 0..1: 0 is the source and 1 the edit, between them colours and densities
+    of both are mixed. What is trained does not depend on it. Below 1 it costs a second field."""
     freeze_geometry: bool = False
     """Edit colours only: densities stay exactly those of the source. Costs a second field."""
     render_size: int = 512
@@ -133,8 +142,13 @@ class EditPipelineConfig(PromptedPipelineConfig):
     rays_per_chunk: int = 16384
     """Of the route gradient: rays with a gradient that are rendered at a time; bounds the renderer's memory
     whatever the number of views."""
+    candidate: Optional[Path] = None  # noqa: UP045
+    """A candidate of `csd-nerf try`, TRY_FOLDER/NUMBER, that is to become the edit: its prompt, its guidance
+    and its seed, and its edited views are the first that the scene is fitted to."""
     source_checkpoint: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
     """Checkpoint of the scene before the edit; recorded from --load-dir."""
+    source_was_edited: tyro.conf.Suppress[bool] = False
+    """Whether that scene is an edit itself: what it looks like is then the source, and not the photos."""
 
     @property
     def memory_options(self) -> tuple[str, ...]:
@@ -211,7 +225,14 @@ class EditPipelineConfig(PromptedPipelineConfig):
         if self.lpips_weight:
             without = "raise it, or do without LPIPS: --pipeline.lpips-weight 0"
             check_at_least("pipeline.datamanager.patch_size", manager.patch_size, 32, without)
+        check(
+            self.candidate is None or (self.route == "loop" and self.edit == "descend"),
+            "--pipeline.candidate",
+            expected="none with this method, which fits the scene to no edited views of an objective",
+            got=self.candidate,
+        )
         self.region.check()
+        check_strength(self.strength, option("pipeline.strength"))
         if self.distils:
             self.objective.check(particles=self.particles or 1000, source_prompt=self.source_prompt)
             self.descent.check("--pipeline.descent.")
@@ -231,6 +252,15 @@ class EditPipelineConfig(PromptedPipelineConfig):
             )
 
 
+def check_strength(strength: float, name: str) -> None:
+    """Refuse a strength that is none.
+
+    Raises:
+        InputError: by this name of it.
+    """
+    check(0 <= strength <= 1, name, expected="from 0, the source, to 1, the edit", got=strength)
+
+
 class EditPipeline(PromptedPipeline):
     """Edits a trained nerfacto scene with a frozen diffusion model."""
 
@@ -245,9 +275,8 @@ class EditPipeline(PromptedPipeline):
         self._where = self._box or self._hull
         super().__init__(config, device, **options)
         self.model.freeze_poses()
-        if self._keeps_source:
-            inside = self._where.contains if self._where else None
-            keep_source_field(self.model, inside=inside, geometry=config.freeze_geometry)
+        if self._keeps_proposals or config.strength < 1:
+            self._keep_source(config.strength)
         self.image_guidance = ViewerNumber("Image guidance", config.guidance.image_guidance)
         self.reset = ViewerButton("Reset to source", cb_hook=lambda _: self._reset_to_source())
         for name, element in (self._box.elements if self._box else {}).items():
@@ -259,9 +288,66 @@ class EditPipeline(PromptedPipeline):
         return self._edit
 
     @property
-    def _keeps_source(self) -> bool:
-        """Whether the source's field has a part in the edited scene."""
+    def _keeps_proposals(self) -> bool:
+        """Whether the edit leaves the source's proposal networks as they are."""
         return self._where is not None or self.config.freeze_geometry
+
+    def _keep_source(self, strength: float) -> None:
+        inside = self._where.contains if self._where else None
+        geometry = self.config.freeze_geometry
+        keep_source_field(self.model, inside=inside, geometry=geometry, strength=strength)
+
+    # ---------------------------------------------------------------- strength
+
+    @property
+    def strength(self) -> float:
+        """How much of the edit is shown, 0..1."""
+        return strength_of(self.model)
+
+    def show_at(self, strength: float) -> None:
+        """Show so much of the edit from now on, also in what is rendered and saved; nothing is trained anew.
+
+        Not while the scene is drawn by another thread.
+
+        Args:
+            strength: 0 is the source, 1 the edit, to the last bit.
+
+        Raises:
+            InputError: it is not in 0..1; the scene that the edit started from is gone, and was not kept.
+        """
+        check_strength(strength, "the strength")
+        if not keeps_source_field(self.model):
+            if strength == 1:
+                return
+            self._take_source()
+        set_strength(self.model, strength)
+
+    def _take_source(self) -> None:
+        """Keep the source beside the edit from now on, as its checkpoint has it."""
+        source = source_checkpoint(self.config)
+        weights = read_checkpoint(source)["pipeline"]
+        self._keep_source(strength=1.0)
+        self.model.load_source(weights, str(source))
+        if self._edit is not None:
+            kept = {name: value for name, value in self.model.state_dict().items() if is_of_source(name)}
+            self._edit.source_weights |= {name: value.cpu().clone() for name, value in kept.items()}
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """As the parent's. What the source has to say comes from the checkpoint if it is there, whatever the
+        configuration says, else from the scene that the edit started from.
+
+        Raises:
+            InputError: as the parent, or when that scene is needed and gone.
+        """
+        held = holds_source(loaded_state)
+        if held and not keeps_source_field(self.model):
+            self._keep_source(self.config.strength)
+        super().load_pipeline(loaded_state, step)
+        if keeps_source_field(self.model) and not held:
+            source = source_checkpoint(self.config)
+            self.model.load_source(read_checkpoint(source)["pipeline"], str(source))
+
+    # ---------------------------------------------------------------- state
 
     def get_extra_state(self) -> dict[str, Any]:
         """The parent's, where the edit shows, and while it runs what the scene is fitted to."""
@@ -271,6 +357,7 @@ class EditPipeline(PromptedPipeline):
             state["current"] |= self._box.current()
         if self._hull:
             state["hull"] = self._hull.state()
+        state["strength"] = {"configured": self.config.strength, "current": self.strength}
         if self._edit is not None and self.config.route == "loop":
             state["targets"] = self._edit.targets.state()
             state["round"] = self._edit.round
@@ -282,6 +369,9 @@ class EditPipeline(PromptedPipeline):
         super().set_extra_state(state)
         if self._hull:
             self._hull.load_state(state["hull"])
+        strength = state.get("strength")  # absent from runs before it could be changed
+        if strength and strength["configured"] == self.config.strength and keeps_source_field(self.model):
+            set_strength(self.model, strength["current"])
         if self._edit is not None and self.config.route == "loop":
             self._edit.targets.load_state(state["targets"])
             self._edit.round = state["round"]
@@ -300,7 +390,7 @@ class EditPipeline(PromptedPipeline):
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Field and proposal networks, the latter unless they are kept; an edit leaves cameras alone."""
         groups = super().get_param_groups()
-        if self._keeps_source:
+        if self._keeps_proposals:
             del groups["proposal_networks"]
         return groups
 
@@ -349,7 +439,7 @@ class EditPipeline(PromptedPipeline):
             seed=seed,
             max_steps=max_steps,
             source_weights={name: value.cpu().clone() for name, value in self.model.state_dict().items()},
-            targets=Targets(rays, config.kept_views, self._photos(height, width)),
+            targets=Targets(rays, config.kept_views, self._photos(rays, height, width)),
             fit=Fit(
                 rays=manager.train_num_rays_per_batch,
                 patch_size=manager.patch_size,
@@ -370,14 +460,50 @@ class EditPipeline(PromptedPipeline):
         prior.embed(config.texts)
         self._edit.before = self.eval_pictures()
 
-    def _photos(self, height: int, width: int) -> Tensor | None:
-        """All photos as bytes, where the scene is fitted to those that are not edited yet."""
+    def _photos(self, rays: PixelRays, height: int, width: int) -> Tensor | None:
+        """All source pictures as bytes, where the scene is fitted to those that are not edited yet."""
         if self.config.kept_views or self.config.route == "gradient":
             return None
         count = len(self.datamanager.train_dataset)
+        if self.config.source_was_edited:  # the scene that the model holds now
+            return torch.cat([as_bytes(draw(self.model, rays, [view])) for view in range(count)])
         return torch.cat(
             [as_bytes(self.datamanager.train_photos([view], height, width)) for view in range(count)]
         )
+
+    @property
+    def prior(self) -> "Prior":
+        """The diffusion model, while the edit runs."""
+        return self._begun().prior
+
+    @property
+    def rounds(self) -> int:
+        """Of the whole edit."""
+        return self.config.round_of(self._begun().max_steps - 1) + 1
+
+    @torch.no_grad()
+    def views_with_source(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Training views of the scene as it is now (N, 3, H, W), 0..1; latents of their source pictures, and
+        what the prior is shown of these."""
+        return draw(self.model, self._begun().rays, indices), *self._source_latents(indices)
+
+    def begin_with(self, folder: Path) -> None:
+        """Take the edited views of a candidate of `csd-nerf try` as the first that the scene is fitted to.
+
+        Raises:
+            InputError: it is none, or one of another scene or size.
+        """
+        edit, candidate = self._begun(), read_candidate(folder)
+        source = self.config.source_checkpoint
+        check(
+            source is not None and Path(candidate.source).resolve() == source.resolve(),
+            f"{folder} was tried on another scene",
+            expected=str(source),
+            got=candidate.source,
+            hint="pass the scene that it was tried on as --load-dir, or try again",
+        )
+        pictures = read_pictures(folder, candidate.views, edit.height, edit.width)
+        edit.targets.put(list(candidate.views), pictures)
 
     # ---------------------------------------------------------------- a step
 
@@ -416,7 +542,7 @@ class EditPipeline(PromptedPipeline):
     def _begin_round(self, edit: "RunningEdit", number: int) -> None:
         """Keep what views should look like, of the scene as it is or, edited ahead, as it was a round ago."""
         assert edit.edit is not None
-        indices, rounds = edit.sampler(number), self.config.round_of(edit.max_steps - 1) + 1
+        indices, rounds = edit.sampler(number), self.rounds
         with torch.autocast(self.device.type, enabled=False):
             edited = edit.ahead.take(number) if edit.ahead else None
             if edited is None:
@@ -433,8 +559,7 @@ class EditPipeline(PromptedPipeline):
     def _round_views(self, edit: "RunningEdit", number: int, rounds: int) -> RoundViews:
         """The views of a round, of the scene as it is, and what is asked of them."""
         indices = edit.sampler(number)
-        source, condition = self._source_latents(indices)
-        images = draw(self.model, edit.rays, indices)
+        images, source, condition = self.views_with_source(indices)
         # A thread that edits them has random numbers of its own, which follow from this step all the same.
         seed = int(torch.randint(2**62, ())) if edit.ahead else None
         return RoundViews(
@@ -494,26 +619,32 @@ class EditPipeline(PromptedPipeline):
 
     @torch.no_grad()
     def _source_latents(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Latents (N, c, h, w) of the source photos and what the prior is shown of them; each made once.
+        """Latents (N, c, h, w) of the source pictures and what the prior is shown of them; each made once.
 
-        Not between rendering and its backward pass: for depth, the source scene is put in for a moment.
+        Not between rendering and its backward pass: the source scene may be put in for a moment.
         """
-        edit = self._begun()
+        edit, config = self._begun(), self.config
         prior = edit.prior
         for index in indices:
             if index not in edit.source_latents:
-                photo = self.datamanager.train_photos([index], edit.height, edit.width)
-                shown = self._source_depth(index) if prior.shown == "depth" else None
+                view = (
+                    self._source_view(index) if prior.shown == "depth" or config.source_was_edited else None
+                )
+                if view is not None and config.source_was_edited:
+                    photo = view.image[None]
+                else:
+                    photo = self.datamanager.train_photos([index], edit.height, edit.width)
+                shown = view.depth[None] if view is not None and prior.shown == "depth" else None
                 latents, condition = prior.encode_source(photo, shown)
                 edit.source_latents[index] = (latents[0].cpu(), condition[0].cpu())
         sources, conditions = zip(*(edit.source_latents[index] for index in indices), strict=True)
         return torch.stack(sources).to(self.device), torch.stack(conditions).to(self.device)
 
-    def _source_depth(self, index: int) -> Tensor:
-        """Depth (1, 1, H, W) of a training view, rendered from the scene before the edit."""
+    def _source_view(self, index: int) -> StillView:
+        """A training view, rendered from the scene before the edit."""
         edit = self._begun()
         with holding(self.model, edit.source_weights):
-            return render_still(self.model, edit.rays.of_view(index)).depth[None]
+            return render_still(self.model, edit.rays.of_view(index))
 
     def _begun(self) -> "RunningEdit":
         if self._edit is None:

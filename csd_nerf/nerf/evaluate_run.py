@@ -184,7 +184,9 @@ class EvaluationViews:
         pipeline, settings, manager = self._pipeline, self._settings, self._pipeline.datamanager
         known = None
         if before.photographed is not None and after.photographed is not None:
-            photos = manager.eval_photos(self._indices, *self._size).cpu()
+            photos = before.photographed
+            if not pipeline.config.source_was_edited:
+                photos = manager.eval_photos(self._indices, *self._size).cpu()
             known = nearest_answer(self._answers, photos, before.photographed, after.photographed)
         text, source_text = settings.text, settings.source_text
         # Edits that sample pictures have no source prompt: theirs is an instruction.

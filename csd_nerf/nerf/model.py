@@ -117,10 +117,23 @@ class CsdNerfactoModel(NerfactoModel):
         """
         saved = _scene_weights(pipeline_state)
         own = _scene_weights({f"_model.{name}": value for name, value in self.state_dict().items()})
-        wanted = any(name.startswith("source_field.") for name in own)
-        saved = _with_source_field(saved, wanted=wanted, origin=origin)
+        saved = _with_source(saved, own, origin)
         _check_same_shapes(saved, own, origin)
         super().load_state_dict(saved, strict=False)
+
+    def load_source(self, pipeline_state: Mapping[str, Any], origin: str) -> None:
+        """Load the weights of the scene before an edit into the copies of `keep_source_field` alone.
+
+        Args:
+            pipeline_state, origin: as of `load_scene`.
+
+        Raises:
+            InputError: as `load_scene`.
+        """
+        own = self.state_dict()
+        source = _of_source(_scene_weights(pipeline_state))
+        weights = {name: source.get(name, value) for name, value in own.items()}
+        self.load_scene({f"_model.{name}": value for name, value in weights.items()}, origin)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -195,9 +208,28 @@ def _without_metrics(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.startswith(("lpips.", "psnr."))}
 
 
-def _with_source_field(weights: dict[str, Tensor], *, wanted: bool, origin: str) -> dict[str, Tensor]:
-    """The weights; the field's are also those of the source's field where one is wanted and none saved."""
-    saved = any(name.startswith("source_field.") for name in weights)
+_SOURCE = ("source_field.", "source_proposal_networks.")
+"""What the names of the source's weights begin with, where an edit keeps them; see `keep_source_field`."""
+
+
+def holds_source(pipeline_state: Mapping[str, Any]) -> bool:
+    """Whether the `pipeline` entry of a checkpoint holds the field of an edit's source, too."""
+    return any(name.startswith(_SOURCE) for name in _scene_weights(pipeline_state))
+
+
+def is_of_source(name: str) -> bool:
+    """Whether a model's weights of this name are those of the source that an edit keeps."""
+    return name.startswith(_SOURCE)
+
+
+def _of_source(scene: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A scene's field and proposal networks under the names that an edit keeps its source's by."""
+    return {f"source_{name}": value for name, value in scene.items() if f"source_{name}".startswith(_SOURCE)}
+
+
+def _with_source(weights: dict[str, Tensor], own: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """The weights; a scene's are also those of the source, where these are wanted and none saved."""
+    saved, wanted = (any(name.startswith(_SOURCE) for name in names) for names in (weights, own))
     if saved and not wanted:
         raise InputError(
             f"{origin} is an edit that keeps the field of its source",
@@ -207,8 +239,7 @@ def _with_source_field(weights: dict[str, Tensor], *, wanted: bool, origin: str)
         )
     if saved or not wanted:
         return weights
-    of_field = {name: value for name, value in weights.items() if name.startswith("field.")}
-    return {**weights, **{f"source_{name}": value for name, value in of_field.items()}}
+    return {**weights, **{name: value for name, value in _of_source(weights).items() if name in own}}
 
 
 def _check_same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], origin: str) -> None:

@@ -85,6 +85,7 @@ class OrbitDataset(InputDataset):
     def __init__(self, cameras: Cameras) -> None:
         box = SCENE_RADIUS * torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
         names = [Path(f"view-{index}") for index in range(len(cameras))]
+        cameras.metadata = {}  # into which `ns-export cameras` writes
         super().__init__(DataparserOutputs(names, cameras, scene_box=SceneBox(aabb=box)))
 
     def get_numpy_image(self, image_idx: int) -> np.ndarray:

@@ -16,9 +16,7 @@ from nerfstudio.engine.callbacks import (
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import writer
-from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerNumber, ViewerText
-from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -279,8 +277,7 @@ class PromptedPipeline(VanillaPipeline):
             if self.config.turntable_frames:
                 self.write_turntable(trainer.base_dir / "turntable.mp4")
             if writer.is_initialized():
-                writer.write_out_storage()  # nerfstudio writes for the last time before this runs
-            CONSOLE.print(Text(f"Pictures and turntable: {trainer.base_dir}"), soft_wrap=True)
+                _write_out_pictures()  # nerfstudio writes for the last time before this runs
 
         after_step, after_all = (
             TrainingCallbackLocation.AFTER_TRAIN_ITERATION,
@@ -290,3 +287,13 @@ class PromptedPipeline(VanillaPipeline):
             TrainingCallback([after_step], at_interval, update_every_num_iters=1),
             TrainingCallback([after_all], at_end),
         ]
+
+
+def _write_out_pictures() -> None:
+    """To tensorboard and the like; the terminal's writer would paint its rows over what was printed since."""
+    writers = list(writer.EVENT_WRITERS)
+    writer.EVENT_WRITERS[:] = [each for each in writers if not isinstance(each, writer.LocalWriter)]
+    try:
+        writer.write_out_storage()
+    finally:
+        writer.EVENT_WRITERS[:] = writers

@@ -19,7 +19,9 @@ from rich.text import Text
 from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, check, is_out_of_memory, option
+from csd_nerf.nerf.closing_words import viewer_command
 from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
+from csd_nerf.nerf.ctrl_c import EXIT_STATUS_INTERRUPTED, ctrl_c_asks, ctrl_c_leaves
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig
 from csd_nerf.nerf.registry import METHODS
 from csd_nerf.nerf.runs import Run, adopt
@@ -188,17 +190,39 @@ class PromptedTrainer(SceneTrainer):
         """Build the pipeline and load what is to be gone on from."""
         self._skipped_in_a_row = 0
         self._meter: CostMeter | None = None
+        self._interrupted = False
         # The viewer draws from a thread of its own as soon as there is a pipeline, and switches the model to
         # evaluation while it does: what is drawn and measured at the start has the model to itself.
-        with self.train_lock:
-            super().setup(test_mode)
+        try:
+            with self.train_lock:
+                super().setup(test_mode)
+        except KeyboardInterrupt:
+            raise SystemExit(EXIT_STATUS_INTERRUPTED) from None
         self.callbacks = [_LockedAtTheEnd(callback, self.train_lock) for callback in self.callbacks]
+        self.callbacks.append(
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._say_what_is_left)
+        )
 
     def train(self) -> None:
         """Run to `max_num_iterations` steps in all, those of a run that is continued included.
 
         A run that has them already only draws its final pictures: it may have been killed before it could.
+
+        Raises:
+            SystemExit: 130, once all is saved, when Ctrl-C ended the run.
         """
+        with ctrl_c_asks(self._end_after_step):
+            self._train()
+        if self._interrupted:
+            raise SystemExit(EXIT_STATUS_INTERRUPTED)
+
+    def _end_after_step(self) -> None:
+        self._interrupted = self.stop_training = True
+        CONSOLE.print(
+            "\nEnding after this step, with checkpoint and pictures. Ctrl-C again: at once, without."
+        )
+
+    def _train(self) -> None:
         total = self.config
         remaining = total.max_num_iterations - self._start_step
         self._meter = self._start_meter()
@@ -233,6 +257,33 @@ class PromptedTrainer(SceneTrainer):
         self.step = self._newest_step
         super()._after_train()
 
+    def _say_what_is_left(self, step: int) -> None:
+        """The end of a run, in the lines that matter: its pictures, what to do with it, its cost."""
+        lines = {"Pictures and turntable": str(self.base_dir), **self.commands()}
+        cost = read_cost(self.base_dir)
+        if cost is not None:
+            lines["Cost"] = cost.in_words()
+        if self._interrupted and step + 1 < self.config.max_num_iterations + self._start_step:
+            lines[f"Ended after {step + 1} steps. To go on"] = self._continue_command()
+        for name, line in lines.items():
+            CONSOLE.print(Text(f"{name}: {line}"), soft_wrap=True)
+
+    def commands(self) -> dict[str, str]:
+        """What to do with the run now, by a word on it."""
+        return {"Look": viewer_command(self.base_dir)}
+
+    def _continue_command(self) -> str:
+        command = ["ns-train", str(self.config.method_name), "--load-dir", str(self.base_dir)]
+        if self.config.output_dir != METHODS[str(self.config.method_name)].output_dir:
+            command += ["--output-dir", str(self.config.output_dir)]
+        return shlex.join(command)
+
+    def _train_complete_viewer(self) -> None:
+        """The parent's, which shows the end until Ctrl-C; not when one has ended the training."""
+        if not self._interrupted:
+            with ctrl_c_leaves():
+                super()._train_complete_viewer()
+
     def train_iteration(self, step: int) -> Any:
         """The parent's step, the last one when the time is up; skipped when a residual is not finite,
         explained when memory runs out."""
@@ -260,7 +311,8 @@ class PromptedTrainer(SceneTrainer):
         self._skipped_in_a_row = 0
         if self._meter is not None:
             self._meter.look()
-        if self._time_is_up():
+        # nerfstudio begins by setting it to False: an interruption before that is not forgotten.
+        if self._time_is_up() or self._interrupted:
             self.stop_training = True
         return result
 

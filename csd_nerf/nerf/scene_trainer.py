@@ -1,5 +1,6 @@
 """The trainer of a scene: checks its input first, and explains what ended it."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ class SceneTrainerConfig(TrainerConfig):
         with exit_on_input_error():
             self.check()
         super().set_timestamp()
+
+    def print_to_terminal(self) -> None:
+        """A line for nerfstudio's two hundred, which are those of the config.yml that it saves next."""
+        CONSOLE.print(f"{self.method_name}: all settings will be in config.yml, --help explains them.")
 
     def check(self) -> None:
         """Refuse what cannot work; find the run that `--load-dir` names, to go on with.
@@ -81,7 +86,7 @@ class SceneTrainer(Trainer):
 
     def setup(self, test_mode: Any = "val") -> None:
         """Build everything; unusable input and too little memory end the program with a message."""
-        with exit_on_input_error(), self._memory_explained():
+        with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
             super().setup(test_mode)
 
     def _load_checkpoint(self) -> None:
@@ -103,7 +108,7 @@ class SceneTrainer(Trainer):
 
     def train(self) -> None:
         """Train; too little memory ends the program with a message."""
-        with exit_on_input_error(), self._memory_explained():
+        with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
             super().train()
         if self._dropped > 1:
             CONSOLE.print(f"{self._dropped} steps were dropped, for the same reason as the first.")
@@ -133,6 +138,14 @@ class SceneTrainer(Trainer):
             expected="room for the scene and for a step of it",
             hint=f"turn down, in this order: {', '.join(self.memory_settings)}",
         )
+
+
+@contextmanager
+def _without_their_warnings() -> Iterator[None]:
+    """Within it, nerfstudio and torch do not warn about their own code, line after line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"nerfstudio\.|torch\.")
+        yield
 
 
 def _detached(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,17 @@ import sys
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
+import tyro
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
+from csd_nerf.nerf.candidate import read_candidate
+from csd_nerf.nerf.closing_words import evaluate_command
 from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
+from csd_nerf.nerf.model import holds_source
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer, PromptedTrainerConfig
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 
@@ -29,12 +33,19 @@ class EditTrainerConfig(PromptedTrainerConfig):
     _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
     pipeline: EditPipelineConfig = field(default_factory=EditPipelineConfig)
     """The edit."""
+    run_folder: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
+    """Where the run is, when that is not where nerfstudio puts what it trains: see `csd-nerf blend`."""
+
+    def get_base_dir(self) -> Path:
+        """The run folder."""
+        return self.run_folder or super().get_base_dir()
 
     def check(self) -> None:
         """Find the source run, complete this configuration from it, and refuse what cannot work.
 
-        `--load-dir` may be a scene, which is then edited from the start, or an unfinished edit, which
-        is then continued with its own settings except for those given anew.
+        `--load-dir` may be a scene, which is then edited from the start, or an edit. With the edit's prompt,
+        or with none, that is continued with its own settings except for those given anew; with another
+        prompt, the edited scene is edited, once its edit has ended.
 
         Raises:
             InputError: for a missing or empty prompt, run, dataset or prior, a recipe that does not fit, or a
@@ -42,8 +53,14 @@ class EditTrainerConfig(PromptedTrainerConfig):
         """
         self._take_prompt_and_recipe()
         run = find_run(self._run_path(), self.load_step)
+        self._take_candidate()
         if isinstance(run.config, EditTrainerConfig):
-            self._continue_edit(run, run.config)
+            if self._asks_for_more(run, run.config):
+                check_can_be_edited(run, run.config)
+                self._begin_from_scene(run, self._usual())
+                self.pipeline.source_was_edited = True
+            else:
+                self._continue_edit(run, run.config)
         else:
             self._begin_from_scene(run, self._usual())
         check_device(self.machine.device_type)
@@ -69,6 +86,32 @@ class EditTrainerConfig(PromptedTrainerConfig):
         folder = super()._check_prior()
         check_control(self.pipeline.control, folder)
         return folder
+
+    def _take_candidate(self) -> None:
+        """Let a candidate that was chosen say what the command line does not."""
+        pipeline = self.pipeline
+        if pipeline.candidate is None:
+            return
+        candidate, said = read_candidate(pipeline.candidate), options_given(sys.argv[1:])
+        check(
+            pipeline.prompt in ("", candidate.prompt),
+            f"{pipeline.candidate} was tried with another prompt",
+            expected=repr(candidate.prompt),
+            got=repr(pipeline.prompt),
+            hint="leave out --prompt",
+        )
+        pipeline.prompt = candidate.prompt
+        guidance = "pipeline.objective" if pipeline.distils else "pipeline.sampling"
+        for name in ("text_guidance", "image_guidance"):
+            if f"{guidance}.{name}" not in said:
+                setattr(pipeline.guidance, name, getattr(candidate, name))
+        if "machine.seed" not in said:
+            self.machine.seed = candidate.seed
+
+    def _asks_for_more(self, run: Run, saved: "EditTrainerConfig") -> bool:
+        """Whether the edited scene is to be edited again: another prompt, and an edit that has ended."""
+        prompt = self.pipeline.prompt
+        return bool(prompt) and prompt != saved.pipeline.prompt and has_ended(run)
 
     def _begin_from_scene(self, run: Run, default: "EditTrainerConfig") -> None:
         """Take field sizes and data from the scene, where the user gave none."""
@@ -101,7 +144,10 @@ class EditTrainerConfig(PromptedTrainerConfig):
 
     def _other_prompt_hint(self, saved: Any) -> str:
         source = shlex.quote(str(saved.pipeline.source_checkpoint))
-        return f"leave out --prompt, or edit the source scene: --load-dir {source}"
+        return (
+            "leave out --prompt and let it end, after which it can be edited with another; or edit the "
+            f"source scene: --load-dir {source}"
+        )
 
     def _run_path(self) -> Path:
         path = self.load_dir or self.load_checkpoint
@@ -115,11 +161,40 @@ class EditTrainerConfig(PromptedTrainerConfig):
         return path
 
 
+def has_ended(run: Run) -> bool:
+    """Whether an edit has come to its end, by itself or by being told to, and was not killed."""
+    return (run.checkpoint.parent.parent / "pictures" / "after.png").exists()
+
+
+def check_can_be_edited(run: Run, saved: EditTrainerConfig) -> None:
+    """Refuse to edit an edited scene that two fields have a part in: an edit begins with one.
+
+    Raises:
+        InputError: naming what lets the source's field have a part.
+    """
+    pipeline = saved.pipeline
+    for flag, shared in (
+        ("--pipeline.region.source", pipeline.region.source != "none"),
+        ("--pipeline.freeze-geometry", pipeline.freeze_geometry),
+        ("--pipeline.strength", holds_source(read_checkpoint(run.checkpoint)["pipeline"])),
+    ):
+        check(
+            not shared,
+            f"{run.checkpoint.parent.parent} cannot be edited further: its source has a part in it",
+            expected=f"an edit without {flag}",
+            got=f"an edit with {flag}",
+            hint="edit the whole scene first, and give the region or the strength of the last edit alone",
+        )
+
+
 class EditTrainer(PromptedTrainer):
     """Begins at step 0 of the edit, or where its checkpoint ended."""
 
     config: EditTrainerConfig
     pipeline: EditPipeline
+
+    def commands(self) -> dict[str, str]:
+        return {**super().commands(), "Measure": evaluate_command(self.base_dir)}
 
     def _load_checkpoint(self) -> None:
         """Begin the edit; continue it when the checkpoint is one of an edit."""
@@ -135,6 +210,8 @@ class EditTrainer(PromptedTrainer):
         if checkpoint == source:
             prompt = self.config.pipeline.prompt
             CONSOLE.print(Text(f"Editing {source}: {prompt!r}"), soft_wrap=True)
+            if self.config.pipeline.candidate is not None:
+                self.pipeline.begin_with(self.config.pipeline.candidate)
             return
         # The source's optimisers and schedulers are not those of the edit; the edit's own are.
         super()._load_checkpoint()

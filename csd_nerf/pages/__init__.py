@@ -111,7 +111,8 @@ def command_block(title: str, command: str) -> str:
     """A command with a button that copies it."""
     return (
         f'<div class="command"><p class="soft">{html.escape(title)}</p><button type="button">Copy</button>'
-        f"<pre><code>{html.escape(command)}</code></pre></div>"
+        f'<pre tabindex="0" role="region" aria-label="{html.escape(title)}">'
+        f"<code>{html.escape(command)}</code></pre></div>"
     )
 
 

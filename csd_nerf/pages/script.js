@@ -15,6 +15,8 @@ for (const compare of document.querySelectorAll(".compare")) {
     range.focus({ preventScroll: true });
     follow(event);
   });
+  // By itself a press moves the focus away again, to where nothing can be focused.
+  compare.addEventListener("mousedown", (event) => event.preventDefault());
   compare.addEventListener("pointermove", (event) => { if (event.buttons) follow(event); });
   const views = compare.parentElement.querySelectorAll(".views button");
   for (const view of views) {

@@ -164,6 +164,13 @@ OPERATORS: dict[str, Operator] = {
 }
 """The exact operators by name, each with its canonical instruction."""
 
+KNOWN_INSTRUCTIONS = (
+    *(operator.instruction for operator in OPERATORS.values()),
+    PAINTING_INSTRUCTION,
+    TINT_INSTRUCTION,
+)
+"""What the bundled prior `tiny-instruct` was taught, each in its canonical wording."""
+
 CAPTIONS: dict[str, str] = {
     "sketch": "a pencil sketch",
     "sepia": "an old sepia photograph",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from nerf_runs import make_config, refusal, run
+from nerf_runs import make_config, refusal, run_until_killed
 
 from csd_nerf.nerf.runs import find_run
 
@@ -233,8 +233,8 @@ def test_machines_that_no_edit_can_run_on(edit_config: Make, capsys: Any, monkey
 
 
 def test_continuing_with_another_prompt_or_method(edit_config: Make, capsys: Any) -> None:
-    trainer = run(edit_config(max_num_iterations=2))
-    printed = refusal(edit_config(load_dir=trainer.base_dir, prompt="make it winter"), capsys)
+    killed = run_until_killed(edit_config(max_num_iterations=3, steps_per_save=1), 2)
+    printed = refusal(edit_config(load_dir=killed, prompt="make it winter"), capsys)
     assert "another prompt" in printed and "make it night" in printed
 
 

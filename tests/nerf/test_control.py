@@ -60,7 +60,10 @@ def test_depth_is_that_of_the_source_and_looking_at_it_changes_nothing(
     assert (pipeline.eval_pictures() - edit.before).abs().max() > 1e-3
 
     before = weights(pipeline)
-    now, source = render_still(pipeline.model, edit.rays.of_view(2)).depth, pipeline._source_depth(2)
+    now, source = (
+        render_still(pipeline.model, edit.rays.of_view(2)).depth,
+        pipeline._source_view(2).depth[None],
+    )
     assert torch.equal(weights(pipeline), before)
     assert not torch.equal(now, source[0])
 
