@@ -5,19 +5,29 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.embeddings import apply_rotary_emb
 from safetensors.torch import save_file
+from transformers import CLIPTextModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from csd_nerf.bundled import bundled_path  # noqa: E402
+from csd_nerf.priors import load_prior  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS, TINTS, identity  # noqa: E402
-from training import decoder, denoising, depth, refined_decoder, text, unet, vae  # noqa: E402
+from training import decoder, denoising, depth, flow, refined_decoder, text, unet, vae, words  # noqa: E402
+from training.assembly import assembled_flow  # noqa: E402
+from training.export import export_pipeline  # noqa: E402
 from training.latents import read_latents, write_latents  # noqa: E402
 from training.parallel import Worker  # noqa: E402
 from training.photos import HELD_OUT_OBJECTS, HELD_OUT_SCENES, Photo, object_of, training_photos  # noqa: E402
 from training.progress import Budget, Progress, learning_rate  # noqa: E402
+from training.takeover import take_over  # noqa: E402
 from training.vae import EDITS as PICTURE_EDITS  # noqa: E402
 from training.vae import RAW_DEVIATION, Crops, new_vae, normalise_latents  # noqa: E402
 from training.wordings import EDITS, captions, wordings  # noqa: E402
@@ -48,6 +58,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "STEPS", 10)
         text.train_text(work, seed=0)
+        words.train_words(work, seed=0)
     write_latents(WORKER, some_photos(), work, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depth, "VIEWS", 2)
@@ -61,7 +72,7 @@ def train(
     model: str, stages: Path, work: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int | None
 ) -> None:
     """Four tiny steps of a denoiser that check-point after each."""
-    needed = ["text.pt", "tokenizer", "latents-0-of-1.pt", "views-0-of-1.pt"]
+    needed = ["text.pt", "words.pt", "tokenizer", "latents-0-of-1.pt", "views-0-of-1.pt"]
     for name in needed + ["text-to-image.pt"] * (model == "depth"):
         if not (work / name).exists():
             (work / name).symlink_to(stages / name)
@@ -78,16 +89,19 @@ def train(
 
     if model == "depth":
         depth.train_depth(WORKER, work, Budget(steps=4), 0, snapshot)
+    elif model == "flow":
+        flow.train_flow(WORKER, work, Budget(steps=4), 0, snapshot)
     else:
         unet.train_unet(UNETS[model], WORKER, work, Budget(steps=4), 0, snapshot)
 
 
 def trained(model: str, work: Path) -> list[torch.Tensor]:
-    loaded = depth.load_control_net(work) if model == "depth" else unet.load_unet(UNETS[model], work)
+    loaders = {"depth": depth.load_control_net, "flow": flow.load_transformer}
+    loaded = loaders[model](work) if model in loaders else unet.load_unet(UNETS[model], work)
     return list(loaded.parameters())
 
 
-@pytest.mark.parametrize("model", ["instruct", "text-to-image", "depth"])
+@pytest.mark.parametrize("model", ["instruct", "text-to-image", "depth", "flow"])
 def test_a_killed_training_ends_where_an_unbroken_one_does(
     model: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +114,91 @@ def test_a_killed_training_ends_where_an_unbroken_one_does(
     train(model, stages, broken, monkeypatch, killed_after=None)
     for wanted, got in zip(trained(model, unbroken), trained(model, broken), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+def test_the_flow_that_is_trained_is_the_one_that_edits(stages: Path, tmp_path: Path) -> None:
+    """Exported, loaded as a prior and asked: the same answer to the same text and photo."""
+    for needed in ("vae.pt", "decoder.pt", "text.pt", "words.pt", "tokenizer"):
+        (tmp_path / needed).symlink_to(stages / needed)
+    torch.manual_seed(0)
+    weights = [part + 0.05 * torch.randn_like(part) for part in flow.new_transformer().parameters()]
+    torch.save({"average": weights}, tmp_path / "flow.pt")
+    export_pipeline(assembled_flow(tmp_path), tmp_path, tmp_path / "tiny_flow")
+    prior: Any = load_prior(str(tmp_path / "tiny_flow"), device="cpu", dtype=torch.float32)
+    assert prior.guided_by == "text" and prior.time_shift == flow.TIME_SHIFT
+    texts, nothing = flow.flow_text_tables(flow.FLOW, tmp_path, 0)
+    generator = torch.Generator().manual_seed(1)
+    photos, noisy = torch.randn(2, 2, 4, 8, 12, generator=generator)
+    rows = torch.stack([texts["night"][0], nothing])
+    wanted = flow.velocity(flow.load_transformer(tmp_path), noisy, torch.full((2,), 0.6), photos, rows)
+    packed, condition = (F.pixel_unshuffle(part, 2) for part in (noisy, photos / RAW_DEVIATION))
+    prompts = [OPERATORS["night"].instruction, ""]
+    noise = prior.predict_noise(packed, 600, prior.embed(prompts), condition)
+    got = F.pixel_shuffle((noise - packed) / 0.4, 2)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0.05 * wanted.std().item())
+    other = prior.predict_noise(packed, 600, prior.embed(prompts[::-1]), condition.flip(0))
+    assert (other - noise).abs().mean() > 0.1 * noise.std()
+
+
+def test_a_flow_begins_with_the_photo_at_the_same_place() -> None:
+    """The first head's constant parts, turned by the places: strongest where these agree, in the photo."""
+    transformer = flow.new_transformer()
+    attention = transformer.single_transformer_blocks[0].attn
+    places = torch.cartesian_prod(torch.arange(2), torch.arange(6), torch.arange(6)).float()
+    turns = transformer.pos_embed(places)
+    query, key = (
+        apply_rotary_emb(part.bias.view(1, 1, 6, 32).expand(1, 72, 6, 32), turns, sequence_dim=1)
+        for part in (attention.to_q, attention.to_k)
+    )
+    attended = torch.einsum("bqhd,bkhd->hqk", query, key)[:, :36].argmax(2)  # of the noisy picture's tokens
+    assert torch.equal(attended[0], torch.arange(36, 72))
+    inside = places[:36, 2] < 5
+    assert torch.equal(attended[2][inside], torch.arange(37, 73)[inside])  # its neighbour to the right
+
+
+def test_answers_of_a_flow_lead_from_the_noisy_latents_to_the_clean() -> None:
+    targets = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = flow.corrupted(targets, torch.Generator().manual_seed(1))
+    share = made.times.view(-1, 1, 1, 1)
+    torch.testing.assert_close(made.noisy - share * made.answers, targets)
+    times = flow.corrupted(torch.zeros(4000, 1, 1, 1), torch.Generator().manual_seed(2)).times
+    assert times.min() >= 0 and times.max() <= 1
+    assert abs(times.median().item() - 2 / 3) < 0.02  # half of u, shifted by 2
+
+
+def test_a_flow_always_sees_its_photo(stages: Path) -> None:
+    samples = unet.Samples(flow.FLOW, read_latents(stages, 1), *flow.flow_text_tables(flow.FLOW, stages, 0))
+    batch = samples.draw(300, 8, torch.Generator().manual_seed(0))
+    assert batch.text.shape == (300, 1 + words.MAX_WORDS, words.WIDTH)
+    assert batch.shown.abs().amax((1, 2, 3)).min() > 0
+    assert 10 < (batch.text == samples.empty_text).all(2).all(1).sum() < 60  # a tenth
+
+
+def test_a_finished_priors_parts_are_taken_over(tmp_path: Path) -> None:
+    prior = bundled_path("tiny-instruct")
+    take_over(prior, tmp_path)
+    shipped = AutoencoderKL.from_pretrained(prior / "vae").state_dict()
+    for stage in ("vae", "decoder", "refined-decoder"):
+        assert all(
+            torch.equal(w, shipped[k]) for k, w in decoder.load_decoder(stage, tmp_path).state_dict().items()
+        )
+    tokenizer, encoder = text.load_text(tmp_path)
+    theirs = CLIPTextModel.from_pretrained(prior / "text_encoder")
+    ids = text.tokenize(tokenizer, ["make it night"])
+    torch.testing.assert_close(encoder(ids).pooler_output, theirs(ids).pooler_output)
+    (tmp_path / "vae.pt").write_bytes(b"trained")
+    take_over(prior, tmp_path)
+    assert (tmp_path / "vae.pt").read_bytes() == b"trained"
+
+
+def test_known_words_are_one_token_each_with_a_capital_or_without(stages: Path) -> None:
+    tokenizer, encoder = words.load_words(stages)
+    small, large = (words.tokenize_words(tokenizer, [said]) for said in ("make it night", "Make it night"))
+    assert (small[0, :4] != tokenizer.unk_token_id).all() and small[0, 3] == tokenizer.eos_token_id
+    assert not torch.equal(small, large)
+    torch.testing.assert_close(encoder(small).last_hidden_state, encoder(large).last_hidden_state)
+    longest = max(len(ids) for edit in EDITS for ids in tokenizer(wordings(edit)).input_ids)
+    assert longest <= words.MAX_WORDS
 
 
 @pytest.fixture(scope="module")

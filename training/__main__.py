@@ -1,9 +1,14 @@
-"""Make the bundled priors from scratch: `tiny-instruct`, `tiny-sd` and the depth ControlNet `tiny-depth`.
+"""Make the bundled priors from scratch: `tiny-instruct`, `tiny-sd` and the depth ControlNet `tiny-depth`; and
+`tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext, which is not bundled yet.
 
     python -m training --out csd_nerf/bundled --work ../bundled-priors-work
 
 Reads photos and LPIPS's AlexNet from `CSD_NERF_SHARED` (default `../shared` next to the repository). Each
-stage leaves a file in the working folder; a run that was killed goes on where it was.
+stage leaves a file in the working folder; a run that was killed goes on where it was. `tiny-flow` alone,
+beside the autoencoder that is bundled:
+
+    python -m training --out OUT --work WORK --take-over csd_nerf/bundled/tiny_instruct \\
+        --stages latents words flow export
 """
 
 from __future__ import annotations
@@ -38,6 +43,9 @@ def main() -> None:
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
         parser.add_argument(f"--{stage}-minutes", type=float, help="a time instead of a number of steps")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="only these")
+    parser.add_argument(
+        "--take-over", type=Path, help="a finished prior's folder: its autoencoder and text encoder are taken"
+    )
     arguments = parser.parse_args()
     given = vars(arguments)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -51,6 +59,7 @@ def main() -> None:
         },
         seed=arguments.seed,
         stages=tuple(arguments.stages),
+        taken_over=arguments.take_over,
     )
     processes = arguments.processes or (2 if arguments.device == "cpu" else 1)
     with exit_on_input_error():

@@ -1,4 +1,4 @@
-"""diffusers' pipeline of the parts that the stages left."""
+"""diffusers' pipelines of the parts that the stages left, in single precision."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ from pathlib import Path
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
 )
 
+from training.decoder import load_decoder
 from training.denoising import new_scheduler
+from training.flow import TIME_SHIFT, load_transformer
 from training.text import load_text
 from training.unet import UnetRecipe, load_unet
+from training.words import load_words
+
+REFINED = "refined-decoder"
+"""The stage after which there is a better decoder."""
 
 
-def assembled(recipe: UnetRecipe, work: Path, vae: AutoencoderKL) -> DiffusionPipeline:
-    """The pipeline of a finished U-Net and the text encoder in `work`, in single precision."""
+def assembled(recipe: UnetRecipe, work: Path, vae: AutoencoderKL | None = None) -> DiffusionPipeline:
+    """The pipeline of a finished U-Net and the text encoder in `work`.
+
+    Args:
+        vae: None for the best that is there.
+    """
     tokenizer, text_encoder = load_text(work)
     kind = StableDiffusionInstructPix2PixPipeline if recipe.shown_photo else StableDiffusionPipeline
     return kind(
-        vae=vae,
+        vae=vae or best_vae(work),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=load_unet(recipe, work),
@@ -30,3 +42,25 @@ def assembled(recipe: UnetRecipe, work: Path, vae: AutoencoderKL) -> DiffusionPi
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def assembled_flow(work: Path) -> FluxKontextPipeline:
+    """The pipeline of the finished transformer and the two text encoders in `work`."""
+    clip_tokenizer, clip = load_text(work)
+    t5_tokenizer, t5 = load_words(work)
+    vae = best_vae(work)
+    vae.register_to_config(shift_factor=0.0)  # the pipeline takes it off, and None cannot be
+    return FluxKontextPipeline(
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=clip_tokenizer,
+        text_encoder_2=t5,
+        tokenizer_2=t5_tokenizer,
+        transformer=load_transformer(work),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=TIME_SHIFT),
+    )
+
+
+def best_vae(work: Path) -> AutoencoderKL:
+    """With the refined decoder once there is one."""
+    return load_decoder(REFINED if (work / f"{REFINED}.pt").exists() else "decoder", work)

@@ -57,8 +57,39 @@ class Batch:
 Draw = Callable[[int, int, torch.Generator], Batch]
 """(count, window, generator) to `count` samples of `window` x `window` latents."""
 
+
+@dataclass(frozen=True)
+class Corrupted:
+    """What a model sees of its targets, and what it should say.
+
+    Args:
+        noisy: (n, 4, w, w).
+        times: what the model is told of how noisy they are, (n,).
+        answers: what the model is asked for, (n, 4, w, w).
+        weights: of each in the loss, (n,).
+    """
+
+    noisy: Tensor
+    times: Tensor
+    answers: Tensor
+    weights: Tensor
+
+
+Corrupt = Callable[[Tensor, torch.Generator], Corrupted]
+"""Targets to what becomes of them at random times."""
+
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(noisy latents, timesteps, shown, text) to the noise."""
+"""(noisy latents, times, shown, text) to the answers."""
+
+
+def diffused(targets: Tensor, generator: torch.Generator) -> Corrupted:
+    """Latents under Stable Diffusion's noise; what is asked for is the noise."""
+    kept = new_scheduler().alphas_cumprod
+    times = torch.randint(len(kept), (len(targets),), generator=generator)
+    noise = torch.randn(targets.shape, generator=generator)
+    signal, spread = (level[times].sqrt().reshape(-1, 1, 1, 1) for level in (kept, 1 - kept))
+    weights = (kept[times] ** -WEIGHT_POWER).clamp(max=LARGEST_WEIGHT)
+    return Corrupted(signal * targets + spread * noise, times, noise, weights)
 
 
 def train_denoiser(
@@ -66,6 +97,7 @@ def train_denoiser(
     model: nn.Module,
     predict: Predict,
     draw: Draw,
+    corrupt: Corrupt,
     *,
     worker: Worker,
     work: Path,
@@ -80,24 +112,17 @@ def train_denoiser(
     """
     average = Average(list(model.parameters()))
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_learning_rate, weight_decay=0.01, fused=True)
-    kept = new_scheduler().alphas_cumprod
-    weights = (kept**-WEIGHT_POWER).clamp(max=LARGEST_WEIGHT)
     last_snapshot = time.monotonic()
 
     def loss_of(fraction: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         window = next(size for end, size in WINDOWS if fraction < end)
         batch = draw(BATCH // worker.count, window, generator)
-        times = torch.randint(len(kept), (len(batch.targets),), generator=generator)
-        noise = torch.randn(batch.targets.shape, generator=generator)
-        signal, spread = (
-            kept[times].sqrt().reshape(-1, 1, 1, 1),
-            (1 - kept[times]).sqrt().reshape(-1, 1, 1, 1),
-        )
-        inputs = (signal * batch.targets + spread * noise, times, batch.shown, batch.text)
+        made = corrupt(batch.targets, generator)
+        inputs = (made.noisy, made.times, batch.shown, batch.text)
         with torch.autocast(worker.device.type, torch.bfloat16):
             predicted = predict(*(part.to(worker.device) for part in inputs))
-        errors = ((predicted.float() - noise.to(worker.device)) ** 2).mean((1, 2, 3))
-        return (errors * weights[times].to(worker.device)).mean(), {"window": window}
+        errors = ((predicted.float() - made.answers.to(worker.device)) ** 2).mean((1, 2, 3))
+        return (errors * made.weights.to(worker.device)).mean(), {"window": window}
 
     def after_step(progress: Progress) -> None:
         nonlocal last_snapshot

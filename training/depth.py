@@ -18,7 +18,7 @@ from torch import Tensor
 from csd_nerf.priors.control_pictures import depth_picture
 from csd_nerf.scenes.operators import OPERATORS, TINTS
 from csd_nerf.scenes.still_life import PinholeCamera, look_at, render
-from training.denoising import Batch, load_average, train_denoiser
+from training.denoising import Batch, diffused, load_average, train_denoiser
 from training.latents import TARGETS
 from training.parallel import Worker
 from training.progress import Budget, save_whole
@@ -146,6 +146,7 @@ def train_depth(worker: Worker, work: Path, budget: Budget, seed: int, snapshot:
         control_net,
         predict,
         Samples(views, texts, empty_text).draw,
+        diffused,
         worker=worker,
         work=work,
         budget=budget,

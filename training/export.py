@@ -9,26 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.assembly import assembled
-from training.decoder import load_decoder
+from diffusers import DiffusionPipeline
+from torch import nn
+
 from training.depth import load_control_net
-from training.refined_decoder import NAME as REFINED
-from training.unet import UnetRecipe
 
 LARGEST_BYTES = 20_000_000
 
 
-def export_pipeline(recipe: UnetRecipe, work: Path, out: Path) -> None:
+def export_pipeline(pipeline: DiffusionPipeline, work: Path, out: Path) -> None:
     """Write the pipeline of what is in `work` to `out`, whole or not at all; a model card in `out` stays."""
-    refined = (work / f"{REFINED}.pt").exists()
-    pipeline = assembled(recipe, work, load_decoder(REFINED if refined else "decoder", work))
-    for model in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        model.half()
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.components]
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.half()
     with _replacing(out) as fresh:
         pipeline.save_pretrained(fresh, safe_serialization=True)
         for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 tokenizer.json
             shutil.copy2(work / "tokenizer" / name, fresh / "tokenizer" / name)
-        _load_in_single_precision_by_default(fresh / "text_encoder" / "config.json")
+        for name in encoders:
+            _load_in_single_precision_by_default(fresh / name / "config.json")
 
 
 def export_control_net(work: Path, out: Path) -> None:

@@ -8,27 +8,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.assembly import assembled, assembled_flow
 from training.decoder import train_decoder
 from training.depth import NAME as DEPTH
 from training.depth import train_depth, write_views
 from training.export import export_control_net, export_pipeline
+from training.flow import FLOW, train_flow
 from training.latents import write_latents
 from training.parallel import Worker
 from training.photos import cached_training_photos
 from training.progress import Budget
 from training.refined_decoder import NAME as REFINED
 from training.refined_decoder import refine_decoder
+from training.takeover import take_over
 from training.text import train_text
 from training.unet import INSTRUCT, TEXT_TO_IMAGE, UnetRecipe, train_unet
 from training.vae import train_vae
+from training.words import train_words
 
 STEPS = {
     "vae": 2172, "decoder": 1800, "instruct": 14000, REFINED: 700, "text-to-image": 5000, "depth": 1500,
+    FLOW.name: 14000,
 }  # fmt: skip
 """Of the stages that train for long."""
 
 STAGES = (
-    "vae", "decoder", "text", "latents", "instruct", REFINED, "text-to-image", "views", "depth", "export",
+    "vae", "decoder", "text", "latents", "instruct", REFINED, "text-to-image", "views", "depth",
+    "words", FLOW.name, "export",
 )  # fmt: skip
 
 PRIORS: dict[str, UnetRecipe] = {"tiny_instruct": INSTRUCT, "tiny_sd": TEXT_TO_IMAGE}
@@ -36,6 +42,9 @@ PRIORS: dict[str, UnetRecipe] = {"tiny_instruct": INSTRUCT, "tiny_sd": TEXT_TO_I
 
 CONTROL_NET = "tiny_depth"
 """Folder of the depth ControlNet."""
+
+FLOW_PRIOR = "tiny_flow"
+"""Folder of the prior of flow matching."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,15 @@ class Plan:
     budgets: dict[str, Budget]
     seed: int
     stages: tuple[str, ...]
+    taken_over: Path | None = None
+    """Folder of a finished prior whose autoencoder and text encoder are not trained anew."""
 
 
 def follow(worker: Worker, plan: Plan) -> None:
     """Do the stages that are not done yet."""
+    if plan.taken_over is not None and worker.leads:
+        take_over(plan.taken_over, plan.work)
+    worker.wait()
     if {"vae", "decoder", "latents", REFINED} & set(plan.stages):
         if worker.leads:
             cached_training_photos(plan.shared, plan.work / "photos.pt")
@@ -76,7 +90,9 @@ def follow(worker: Worker, plan: Plan) -> None:
                 plan.work,
                 plan.budgets[recipe.name],
                 plan.seed,
-                lambda recipe=recipe, snapshot=snapshot: export_pipeline(recipe, plan.work, snapshot),
+                lambda recipe=recipe, snapshot=snapshot: export_pipeline(
+                    assembled(recipe, plan.work), plan.work, snapshot
+                ),
             )
     if REFINED in plan.stages and not (plan.work / f"{REFINED}.pt").exists():
         refine_decoder(worker, photos, alexnet, plan.work, plan.budgets[REFINED], plan.seed)
@@ -91,9 +107,23 @@ def follow(worker: Worker, plan: Plan) -> None:
             plan.seed,
             lambda: export_control_net(plan.work, snapshot),
         )
+    if "words" in plan.stages and worker.leads and not (plan.work / "words.pt").exists():
+        train_words(plan.work, plan.seed)
+    worker.wait()
+    if FLOW.name in plan.stages:
+        flow_snapshot = plan.work / "snapshots" / FLOW_PRIOR
+        train_flow(
+            worker,
+            plan.work,
+            plan.budgets[FLOW.name],
+            plan.seed,
+            lambda: export_pipeline(assembled_flow(plan.work), plan.work, flow_snapshot),
+        )
     if "export" in plan.stages and worker.leads:
         for folder, recipe in PRIORS.items():
             if (plan.work / f"{recipe.name}.pt").exists():
-                export_pipeline(recipe, plan.work, plan.out / folder)
+                export_pipeline(assembled(recipe, plan.work), plan.work, plan.out / folder)
         if (plan.work / f"{DEPTH}.pt").exists():
             export_control_net(plan.work, plan.out / CONTROL_NET)
+        if (plan.work / f"{FLOW.name}.pt").exists():
+            export_pipeline(assembled_flow(plan.work), plan.work, plan.out / FLOW_PRIOR)

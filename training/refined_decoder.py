@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from csd_nerf.scenes.operators import OPERATORS
+from training.assembly import REFINED as NAME
 from training.assembly import assembled
 from training.decoder import Pairs, fit_decoder, load_decoder, noisy_latents
 from training.parallel import Worker
@@ -16,7 +17,6 @@ from training.photos import Photo
 from training.progress import Budget
 from training.unet import INSTRUCT
 
-NAME = "refined-decoder"
 BATCH, EDITED_BY_UNET = 12, 6
 """Crops a step, and how many of them at most are decoded from the U-Net's latents. The others keep the
 decoder good at encoded pictures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,29 +73,57 @@ def train_text(work: Path, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tokenizer = write_tokenizer(work / "tokenizer")
     encoder = new_text_encoder(tokenizer).train()
+    tokens = tokens_by_edit(lambda texts: tokenize(tokenizer, texts), generator)
+
+    def summary(hidden: Tensor, rows: Tensor) -> Tensor:
+        return _summary(hidden, rows, tokenizer.eos_token_id)
+
+    tell_apart("text", encoder, summary, tokens, generator)
+    save_whole({"encoder": encoder.state_dict()}, work / "text.pt")
+
+
+def tokens_by_edit(tokenized: Callable[[list[str]], Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Token ids (n, L) of what may be said for each edit, for none that is known, and of nothing."""
     ids = {}
     for edit in EDITS:
         varied = [text for _ in range(4) for text in with_extra_words(wordings(edit), generator)]
-        ids[edit] = tokenize(tokenizer, wordings(edit) * 2 + varied)
-    ids[UNKNOWN] = tokenize(tokenizer, unknown_sentences(2000, generator))
-    ids[EMPTY] = tokenize(tokenizer, [""])  # a class of its own: guidance needs it far from every instruction
-    classes = list(ids)
+        ids[edit] = tokenized(wordings(edit) * 2 + varied)
+    ids[UNKNOWN] = tokenized(unknown_sentences(2000, generator))
+    ids[EMPTY] = tokenized([""])  # a class of its own: guidance needs it far from every instruction
+    return ids
+
+
+def tell_apart(
+    name: str,
+    encoder: nn.Module,
+    summary: Callable[[Tensor, Tensor], Tensor],
+    tokens: dict[str, Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Train an encoder, in place, to say of which class a text is.
+
+    Args:
+        name: of the stage.
+        encoder: token ids (n, L) to hidden states (n, L, 96).
+        summary: (hidden states, token ids) to (n, 96), which must tell the class.
+        tokens: ids (n, L) by class.
+    """
+    classes = list(tokens)
     classifier = nn.Linear(96, len(classes))
     parameters = [*encoder.parameters(), *classifier.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
     for step in range(STEPS):
         labels = torch.randint(len(classes), (BATCH,), generator=generator)
-        rows = torch.stack([_any_row(ids[classes[label]], generator) for label in labels.tolist()])
+        rows = torch.stack([_any_row(tokens[classes[label]], generator) for label in labels.tolist()])
         hidden = encoder(rows).last_hidden_state
-        loss = F.cross_entropy(classifier(_summary(hidden, rows, tokenizer.eos_token_id)), labels)
+        loss = F.cross_entropy(classifier(summary(hidden, rows)), labels)
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * (1 - step / STEPS)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if (step + 1) % 50 == 0:
-            print(f"text step {step + 1}: loss {loss.item():.4f}", flush=True)
-    save_whole({"encoder": encoder.state_dict(), "classifier": classifier.state_dict()}, work / "text.pt")
+            print(f"{name} step {step + 1}: loss {loss.item():.4f}", flush=True)
 
 
 def load_text(work: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from csd_nerf.scenes.operators import TINTS
-from training.denoising import Batch, load_average, train_denoiser
+from training.denoising import Batch, diffused, load_average, train_denoiser
 from training.latents import PAINTED, Variant, read_latents
 from training.parallel import Worker
 from training.progress import Budget
@@ -37,6 +37,8 @@ class UnetRecipe:
     """Share of the samples by edit."""
     texts: Callable[[str], list[str]]
     """Every way to ask for an edit."""
+    photo_dropped: bool = True
+    """Whether the photo it is shown is left out at times: for guidance on both."""
 
 
 INSTRUCT = UnetRecipe(
@@ -112,7 +114,7 @@ class Samples:
         dropped = torch.rand((), generator=generator).item()
         if dropped < 2 * DROPPED:
             text = self.empty_text
-        if DROPPED <= dropped < 3 * DROPPED:
+        if self.recipe.photo_dropped and DROPPED <= dropped < 3 * DROPPED:
             photo = torch.zeros_like(photo)
         if not self.recipe.shown_photo:
             photo = photo[:0]
@@ -127,17 +129,23 @@ class Samples:
         return "identity" if edit == UNKNOWN else edit
 
 
-@torch.no_grad()
-def text_tables(recipe: UnetRecipe, work: Path, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Embeddings (n, L, d) of the texts of every edit, and (L, d) of the empty text."""
-    tokenizer, encoder = load_text(work)
+def texts_by_edit(recipe: UnetRecipe, seed: int) -> dict[str, list[str]]:
+    """What is said for every edit, as it is and with stray words; the canonical wording a tenth of it."""
     generator = torch.Generator().manual_seed(seed)
     texts = {edit: recipe.texts(edit) for edit in EDITS}
     texts = {edit: [*plain, *with_extra_words(plain, generator)] for edit, plain in texts.items()}
     texts = {edit: texts[edit] + texts[edit][:1] * (len(texts[edit]) // 10) for edit in EDITS}
     texts[UNKNOWN] = unknown_sentences(600, generator)
+    return texts
+
+
+@torch.no_grad()
+def text_tables(recipe: UnetRecipe, work: Path, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Embeddings (n, L, d) of the texts of every edit, and (L, d) of the empty text."""
+    tokenizer, encoder = load_text(work)
     embed = {
-        edit: encoder(tokenize(tokenizer, sentences)).last_hidden_state for edit, sentences in texts.items()
+        edit: encoder(tokenize(tokenizer, sentences)).last_hidden_state
+        for edit, sentences in texts_by_edit(recipe, seed).items()
     }
     return embed, encoder(tokenize(tokenizer, [""])).last_hidden_state[0]
 
@@ -165,6 +173,7 @@ def train_unet(
         unet,
         predict,
         samples.draw,
+        diffused,
         worker=worker,
         work=work,
         budget=budget,

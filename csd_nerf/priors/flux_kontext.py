@@ -39,7 +39,8 @@ class FluxKontext(FlowTransformer):
         with self._own_precision():
             tokens = self._tokens(clip_tokenizer, prompts, clip_tokenizer.model_max_length)
             whole = clip(tokens.input_ids).pooler_output
-            words = t5(self._tokens(t5_tokenizer, prompts, _WORDS).input_ids).last_hidden_state
+            limit = min(_WORDS, t5_tokenizer.model_max_length)
+            words = t5(self._tokens(t5_tokenizer, prompts, limit).input_ids).last_hidden_state
         return TextParts((words.to(self.dtype), whole.to(self.dtype)))
 
     def _evaluate(
@@ -71,4 +72,5 @@ class FluxKontext(FlowTransformer):
 DISTILLED_GUIDANCE = 2.5
 """What a transformer that takes its guidance as a number is told: that of the model's own card."""
 _WORDS = 512
-"""Tokens of T5 that the model was trained with; longer prompts are cut off."""
+"""Tokens of T5 that the model was trained with, where its tokenizer does not say fewer; longer prompts are
+cut off."""
