@@ -30,9 +30,13 @@ from csd_nerf.distillation import (
     Guidance,
     Objective,
     ObjectiveConfig,
+    Views,
+    csd_edit,
     ddim_step,
+    dvrf,
     evaluations,
     sample_edit,
+    weight,
 )
 from csd_nerf.distillation.residuals import guided_noise
 from csd_nerf.distillation.schedule import shifted
@@ -167,6 +171,48 @@ def test_objectives_need_not_know(
     with pytest.raises(InputError, match="structure loss cut"):
         config.structure.loss = "cut"
         Objective(config, model.prior)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_dvrf_compares_velocities(model: SimpleNamespace, views: torch.Tensor, generator, eta: float) -> None:
+    """Its definition, with the transformer's own velocities v = (e - z) / (1 - s)."""
+    prior = model.prior
+    source, condition = prior.encode_source(views)
+    latents = source + 0.3 * torch.randn(source.shape, generator=generator)
+    noise = torch.randn(source.shape, generator=generator)
+    texts = prior.embed([PROMPT, ""])
+    guidance, s = Guidance(4.0), T / 1000
+
+    def velocity(noisy: torch.Tensor, text: Any) -> torch.Tensor:
+        (answer,) = guided_noise(prior, T, texts[1:], condition, guidance, (noisy, text))
+        return (answer - noisy) / (1 - s)
+
+    noisy_source = (1 - s) * source + s * noise
+    noisy = (1 - s) * latents + s * noise + eta * s * (latents - source)
+    change = velocity(noisy, texts[:1]) - velocity(noisy_source, None) + (1 - eta) * (latents - source)
+    asked = Views(latents, source, condition, noise, T, texts[:1], texts[1:], texts[1:], eta)
+    assert change.square().mean() > 1e-3
+    torch.testing.assert_close(dvrf(prior, asked, guidance), change, rtol=0, atol=1e-4)
+    if eta == 0:  # csd-edit over 1 - s
+        ours = weight(prior.schedule, T, "one-over-alpha") * csd_edit(prior, asked, guidance)
+        torch.testing.assert_close(ours, change, rtol=0, atol=1e-4)
+    if eta == 1:  # FlowEdit, which moves the noisy source by the edit so far
+        torch.testing.assert_close(noisy, latents + noisy_source - source)
+
+
+def test_eta_rises_over_the_edit(model: SimpleNamespace, views: torch.Tensor) -> None:
+    source, condition = model.prior.encode_source(views)
+
+    def gradient(eta: Any, **place: int) -> torch.Tensor:
+        objective = Objective(ObjectiveConfig("dvrf", eta, transport="independent"), model.prior)
+        seeded = torch.Generator().manual_seed(0)
+        options: Any = {"prompt": PROMPT, "timestep": T, "generator": seeded}
+        return objective.gradient(source + 0.5, source, condition, **options, **place).gradient
+
+    torch.testing.assert_close(gradient("rising", step=0, max_steps=5), gradient(0.0))
+    torch.testing.assert_close(gradient("rising", step=1, max_steps=5), gradient(0.25))
+    torch.testing.assert_close(gradient("rising", step=4, max_steps=5), gradient(1.0))
+    assert (gradient(0.0) - gradient(1.0)).abs().max() > 0.1
 
 
 def test_csd_edit_is_zero_at_the_source_without_an_instruction(

@@ -240,7 +240,7 @@ def test_gradient_is_weight_times_transported_residual(
     torch.testing.assert_close(result.gradient, weight(prior.schedule, t, weighting) * direction)
 
 
-@pytest.mark.parametrize("residual", list(RESIDUALS))
+@pytest.mark.parametrize("residual", [name for name in RESIDUALS if name != "dvrf"])
 def test_a_prior_that_cannot_be_asked_is_refused_at_once(prior: Prior, residual) -> None:
     kind = "tiny_prior" if prior.image_conditioned else "text_to_image_prior"
     if (residual, kind) in FITTING:
@@ -262,6 +262,20 @@ def test_pds_is_not_for_flows() -> None:
     with pytest.raises(InputError, match="pds cannot ask a model of flow matching"):
         check_fit("pds", image_conditioned=False, flow=True)
     check_fit("dds", image_conditioned=False, flow=True)
+
+
+def test_dvrf_is_for_flows_that_edit(tiny_prior: Prior) -> None:
+    with pytest.raises(InputError, match="dvrf cannot ask a model without flow matching"):
+        Objective(ObjectiveConfig(residual="dvrf"), tiny_prior)
+    with pytest.raises(InputError, match="dvrf cannot ask a text-to-image model"):
+        check_fit("dvrf", image_conditioned=False)
+    check_fit("dvrf", image_conditioned=True)  # not known yet
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan"), "falling"])
+def test_eta_out_of_range(eta) -> None:
+    with pytest.raises(InputError, match="eta of the residual dvrf"):
+        ObjectiveConfig(eta=eta).check(particles=4, source_prompt="")
 
 
 @pytest.mark.parametrize("residual", ["dds", "pds"])

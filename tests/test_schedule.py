@@ -52,6 +52,7 @@ def test_weights() -> None:
     schedule = NoiseSchedule.from_alphas_cumprod(alphas_cumprod)
     for t in range(3):
         assert weight(schedule, t, "one-minus-alpha") == pytest.approx(1 - alphas_cumprod[t].item())
+        assert weight(schedule, t, "one-over-alpha") == pytest.approx(alphas_cumprod[t].item() ** -0.5)
         assert weight(schedule, t, "uniform") == 1
 
 

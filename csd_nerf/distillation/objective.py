@@ -26,7 +26,7 @@ from csd_nerf.distillation.transport import (
     stein_direction,
     stein_kernel,
 )
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 from csd_nerf.priors.base import Prior
 
 
@@ -42,11 +42,15 @@ class ObjectiveConfig:
     the bandwidth leaves out the diagonal, and the kernel's rows sum to one.
     """
 
-    residual: Literal["csd-edit", "dreamcatalyst", "ssd", "dds", "pds", "sds"] = "csd-edit"
+    residual: Literal["csd-edit", "dreamcatalyst", "ssd", "dvrf", "dds", "pds", "sds"] = "csd-edit"
     """What the prior is asked: csd-edit (instruction against the source without one; needs an
-    InstructPix2Pix), dreamcatalyst or ssd (two forms of it with a pull back to the source), dds (prompt
-    against a description of the source; needs a text-to-image model), pds (the same, and a pull back to the
-    source) or sds (prompt against the noise; either)."""
+    InstructPix2Pix), dreamcatalyst or ssd (two forms of it with a pull back to the source), dvrf
+    (velocities instead of noise; needs a model of flow matching that edits pictures), dds (prompt against a
+    description of the source; needs a text-to-image model), pds (the same, and a pull back to the source) or
+    sds (prompt against the noise; either)."""
+    eta: Literal["rising"] | float = "rising"
+    """Of dvrf: rising from 0 to 1 over the edit, as published, or a number between; 0 pulls back to the
+    source the most, 1 is FlowEdit's direction, without a pull."""
     transport: Literal["svgd", "independent"] = "svgd"
     """How views share their scores: svgd makes them agree on one edit, independent edits each by itself."""
     kernel: Literal["rbf", "imq"] = "rbf"
@@ -62,9 +66,10 @@ class ObjectiveConfig:
     normalize_kernel: bool = True
     """Let the rows of the SVGD kernel sum to one, so that the learning rate does not depend on the number of
     views. Off is the published form, whose steps shrink as views are added."""
-    weighting: Literal["published", "one-minus-alpha", "uniform"] = "published"
-    """Weight of a step by its noise level: 1 - alphas_cumprod[t], 1, or the one that was published with the
-    residual: the first for sds and csd-edit, the second for dds and pds."""
+    weighting: Literal["published", "one-minus-alpha", "one-over-alpha", "uniform"] = "published"
+    """Weight of a step by its noise level: 1 - alphas_cumprod[t], 1 / alphas[t] (of a flow's differences of
+    noise it makes ones of velocity), 1, or the one that was published with the residual: the first for sds
+    and csd-edit, the last for all others."""
     min_timestep: float = 0.2
     """Least noise, as a fraction of the prior's schedule."""
     max_timestep: float = 0.5
@@ -85,10 +90,17 @@ class ObjectiveConfig:
         """Refuse settings that contradict each other.
 
         Raises:
-            InputError: timesteps out of order, a bandwidth that does not suit the number of views, a
-                structure loss without sense, or no `source_prompt` for a residual that compares with one.
+            InputError: timesteps out of order, an eta out of range, a bandwidth that does not suit the number
+                of views, a structure loss without sense, or no `source_prompt` for a residual that compares
+                with one.
         """
         _timestep_range(self)
+        check(
+            self.eta == "rising" or (isinstance(self.eta, (int, float)) and 0 <= self.eta <= 1),
+            "the eta of the residual dvrf",
+            expected="rising, or a number from 0 to 1",
+            got=self.eta,
+        )
         self.structure.check()
         if self.transport == "svgd":
             check_bandwidth(self.bandwidth, particles)
@@ -191,7 +203,7 @@ class Objective:
                 all views, or one for each.
             source_prompt: description of the source, for a text-to-image model: the residuals "dds" and "pds"
                 need it, a structure loss looks at the source with it.
-            step, max_steps: place in the edit, 0-based; used by annealed timesteps only.
+            step, max_steps: place in the edit, 0-based; used by annealed timesteps and a rising eta only.
             timestep: to distil at, an index into the prior's schedule; None draws it.
             generator: source of the timestep and the noise.
 
@@ -216,6 +228,7 @@ class Objective:
             target_text=target_text,
             source_text=known_text[:1],
             empty_text=known_text[1:],
+            eta=min(step / max(max_steps - 1, 1), 1.0) if config.eta == "rising" else config.eta,
         )
         evaluations = prior.unet_evaluations
         guidance = Guidance(config.text_guidance, config.image_guidance)

@@ -81,6 +81,7 @@ class Views:
         source_text: the description of the source, one row; used by `dds` and `pds`, and by the structure
             loss of a text-to-image model.
         empty_text: the empty prompt, one row.
+        eta: of `dvrf` alone, 0 to 1.
     """
 
     latents: Float[Tensor, "n c h w"]
@@ -91,6 +92,7 @@ class Views:
     target_text: Text
     source_text: Text
     empty_text: Text
+    eta: float = 0.0
 
 
 Residual = Callable[[Prior, Views, Guidance], Tensor]
@@ -201,14 +203,37 @@ def ssd(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h 
 
 _IDENTITY_PULL = 0.075
 
+
+def dvrf(prior: Prior, views: Views, guidance: Guidance) -> Float[Tensor, "n c h w"]:
+    """Delta Velocity Rectified Flow (Beaudouin et al., 2509.05342), of a model that is shown the picture.
+
+        z~ = x~_s        z = x_s + eta s (x - x~)
+        g = v(z; img, y) - v(z~; img, empty)  +  (1 - eta) (x - x~)
+
+    `v = eps - x` is the velocity from picture to noise, s the noise level. With eta 0 it is `csd_edit` over
+    1 - s; with eta 1 it is the direction of FlowEdit (Kulikov et al., 2412.08629), which has no pull and
+    looks further along the edit instead. Published with eta rising from 0 to 1 and s falling. As many
+    evaluations as `csd_edit`.
+    """
+    alpha, sigma = prior.schedule.alphas[views.t].item(), prior.schedule.sigmas[views.t].item()
+    change = views.latents - views.source
+    noisy = prior.schedule.add_noise(views.latents, views.noise, views.t) + views.eta * sigma * change
+    noisy_source = prior.schedule.add_noise(views.source, views.noise, views.t)
+    target, source = _guided_noise(prior, views, guidance, (noisy, views.target_text), (noisy_source, None))
+    # The noise is z + (1 - s) v; z and z~ differ by (1 - s + eta s) (x - x~).
+    velocities = (target - source - (alpha + views.eta * sigma) * change) / alpha
+    return velocities + (1 - views.eta) * change
+
+
 RESIDUALS: dict[str, Residual] = {
     "sds": sds, "dds": dds, "csd-edit": csd_edit, "pds": pds, "dreamcatalyst": dreamcatalyst, "ssd": ssd,
+    "dvrf": dvrf,
 }  # fmt: skip
 PUBLISHED_WEIGHTING: dict[str, Weighting] = {
     "sds": "one-minus-alpha", "dds": "uniform", "csd-edit": "one-minus-alpha", "pds": "uniform",
-    "dreamcatalyst": "uniform", "ssd": "uniform",
+    "dreamcatalyst": "uniform", "ssd": "uniform", "dvrf": "uniform",
 }  # fmt: skip
-WITH_INSTRUCTION = ("csd-edit", "dreamcatalyst", "ssd")
+WITH_INSTRUCTION = ("csd-edit", "dreamcatalyst", "ssd", "dvrf")
 """Residuals that ask a model which is shown the source what an instruction changes in it."""
 WITH_SOURCE_PROMPT = ("dds", "pds")
 """Residuals that compare with a description of the source."""
@@ -216,7 +241,7 @@ WITH_SOURCE_PROMPT = ("dds", "pds")
 
 _QUESTIONS = {
     "sds": (1, 0, 0), "dds": (2, 0, 0), "csd-edit": (1, 1, 0), "pds": (2, 0, 0),
-    "dreamcatalyst": (1, 1, 0), "ssd": (1, 0, 1),
+    "dreamcatalyst": (1, 1, 0), "ssd": (1, 0, 1), "dvrf": (1, 1, 0),
 }  # fmt: skip
 """What a residual asks about a view: guided with a prompt, guided without one, and not guided."""
 
@@ -245,7 +270,7 @@ def evaluations(residual: str, guided_by: GuidedBy) -> int:
 
 
 def check_fit(
-    residual: str, *, image_conditioned: bool, guided_by: GuidedBy | None = None, flow: bool = False
+    residual: str, *, image_conditioned: bool, guided_by: GuidedBy | None = None, flow: bool | None = None
 ) -> None:
     """See that a residual asks what a kind of prior can answer.
 
@@ -254,11 +279,13 @@ def check_fit(
         image_conditioned: whether the prior is a model that edits pictures by instruction
             (`Prior.image_conditioned`), or else a text-to-image model.
         guided_by: see `Prior.guided_by`; None where it is not known yet.
-        flow: whether its noise levels are those of flow matching (`NoiseSchedule.is_flow`).
+        flow: whether its noise levels are those of flow matching (`NoiseSchedule.is_flow`); None where it is
+            not known yet.
 
     Raises:
-        InputError: csd-edit, dreamcatalyst or ssd with a text-to-image model; dds or pds with one that takes
-            instructions; ssd with one that cannot do without the picture; pds with flow matching.
+        InputError: csd-edit, dreamcatalyst, ssd or dvrf with a text-to-image model; dds or pds with one that
+            takes instructions; ssd with one that cannot do without the picture; pds with flow matching, dvrf
+            without it.
     """
     if residual == "pds" and flow:
         raise InputError(
@@ -273,6 +300,13 @@ def check_fit(
             expected="a prior that is shown the source picture and told what to change, an InstructPix2Pix",
             got="a prior whose U-Net takes the noisy latents alone, as of a text-to-image model",
             hint="use timbrooks/instruct-pix2pix or tiny-instruct, or the residual dds with a source prompt",
+        )
+    if residual == "dvrf" and flow is False:
+        raise InputError(
+            "the residual dvrf cannot ask a model without flow matching",
+            expected="a model that predicts velocities from picture to noise, as FLUX.1 Kontext",
+            got="noise levels of DDPM, as of an InstructPix2Pix",
+            hint="use the residual csd-edit or dreamcatalyst",
         )
     if residual in WITH_SOURCE_PROMPT and image_conditioned:
         raise InputError(

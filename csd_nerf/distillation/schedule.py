@@ -10,12 +10,20 @@ import torch
 from csd_nerf.errors import check
 from csd_nerf.priors.base import NoiseSchedule
 
-Weighting = Literal["one-minus-alpha", "uniform"]
+Weighting = Literal["one-minus-alpha", "one-over-alpha", "uniform"]
 Timesteps = Literal["uniform", "visited", "annealed"]
 
 
 def weight(schedule: NoiseSchedule, t: int, weighting: Weighting) -> float:
-    """The weight w(t) of a step: `1 - alphas_cumprod[t] = sigma_t^2` ("one-minus-alpha") or 1 ("uniform")."""
+    """The weight w(t) of a step.
+
+    Args:
+        weighting: "one-minus-alpha" is `1 - alphas_cumprod[t] = sigma_t^2`; "one-over-alpha" is
+            `1 / alpha_t`, which takes the first factor off a flow's differences of noise,
+            `(1 - s) (v - v~ + x - x~)`; "uniform" is 1.
+    """
+    if weighting == "one-over-alpha":
+        return 1 / schedule.alphas[t].item()
     return schedule.sigmas[t].item() ** 2 if weighting == "one-minus-alpha" else 1.0
 
 
