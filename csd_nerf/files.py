@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -92,7 +93,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         >>> with whole_file(Path("night.jpg")) as partial:     # doctest: +SKIP
         ...     picture.save(partial, "JPEG")
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Of a process of one machine, so that several can write the same file in a folder that machines share.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)

@@ -11,9 +11,14 @@ from rich.text import Text
 from csd_nerf.comparison.options import CompareOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from csd_nerf.comparison.jobs import Job
+    from csd_nerf.comparison.live import LiveTable
+    from csd_nerf.comparison.on_ray import Needs
+    from csd_nerf.demo.demo_settings import Progress
     from csd_nerf.demo.stages import Stage
 
 
@@ -41,6 +46,7 @@ class Compare(CompareOptions):
         from csd_nerf.demo.demo_settings import claim_folder
 
         console = Console()
+        self._check_placement()
         settings, given = checked(self)
         jobs = jobs_of(self.output, settings, given)
         claim_folder(
@@ -63,36 +69,89 @@ class Compare(CompareOptions):
     def _carry_out(self, scene: list[Stage], jobs: list[Job], console: Console) -> dict[int, str]:
         from csd_nerf.comparison.live import LiveTable
         from csd_nerf.comparison.results import rows_of
-        from csd_nerf.demo.child import CommandFailed
         from csd_nerf.demo.demo_settings import Progress
-        from csd_nerf.demo.running_stages import explain, report_failure, run_stage
 
-        progress, failures = Progress(self.output), {}
+        progress = Progress(self.output)
+        failures: dict[int, str] = {}
+
+        def done(number: int, reason: str | None, had_work: bool = True) -> None:
+            if reason is None:
+                table.finish(number, sum(progress[stage.key].seconds for stage in jobs[number].stages))
+            else:
+                failures[number] = reason
+                table.fail(number, reason)
+            if had_work:
+                self._write(scene, jobs, failures)
+
         with LiveTable(scene, jobs, console) as table:
-            try:
-                for stage in scene:
-                    if not stage.finished():
-                        run_stage(stage, progress, table)
-            except CommandFailed as failure:
-                report_failure(stage, failure, self.command_line(), console)
-                raise SystemExit(1) from None
-            for number, job in enumerate(jobs):
-                table.turn_to(number)
-                left = [stage for stage in job.stages if not stage.finished()]
-                try:
-                    for stage in left:
-                        run_stage(stage, progress, table)
-                except CommandFailed as failure:
-                    lines = failure.lines or [explain(failure.status)]
-                    failures[number] = "\n".join([*lines, f"All of its output: {failure.log}"])
-                    table.fail(number, failures[number])
-                else:
-                    table.finish(number, sum(progress[stage.key].seconds for stage in job.stages))
-                if left:
-                    self._write(scene, jobs, failures)
+            if self.ray is None:
+                self._make_scene(scene, progress, table, console)
+                self._one_by_one(jobs, progress, table, done)
+            else:
+                self._on_ray(scene, jobs, progress, table, done)
         self._write(scene, jobs, failures)
         self._say(rows_of(jobs, failures), console)
         return failures
+
+    def _make_scene(self, scene: list[Stage], progress: Progress, table: LiveTable, console: Console) -> None:
+        from csd_nerf.demo.child import CommandFailed
+        from csd_nerf.demo.running_stages import report_failure, run_stage
+
+        try:
+            for stage in scene:
+                if not stage.finished():
+                    run_stage(stage, progress, table.of(None))
+        except CommandFailed as failure:
+            report_failure(stage, failure, self.command_line(), console)
+            raise SystemExit(1) from None
+        table.finish(None, 0.0)
+
+    def _one_by_one(
+        self, jobs: list[Job], progress: Progress, table: LiveTable, done: Callable[..., None]
+    ) -> None:
+        from csd_nerf.comparison.running_jobs import run_stages
+
+        for number, job in enumerate(jobs):
+            left = job.left()
+            done(number, run_stages(left, progress, table.of(number)), bool(left))
+
+    def _on_ray(
+        self,
+        scene: list[Stage],
+        jobs: list[Job],
+        progress: Progress,
+        table: LiveTable,
+        done: Callable[..., None],
+    ) -> None:
+        from csd_nerf.comparison.on_ray import Cluster
+
+        def scene_done(_: int | None, reason: str | None) -> None:
+            if reason is not None:
+                raise SystemExit(f"The scene failed: {reason}\nTo go on from there: {self.command_line()}")
+            table.finish(None, 0.0)
+
+        with Cluster(next(iter(self.ray or ()), None), self.needs()) as cluster:
+            of_scene = tuple(stage for stage in scene if not stage.finished())
+            if of_scene:
+                cluster.carry_out({None: of_scene}, progress, table, scene_done)
+            for number, job in enumerate(jobs):
+                if not job.left():
+                    done(number, None, False)
+            left = {number: tuple(job.left()) for number, job in enumerate(jobs) if job.left()}
+            cluster.carry_out(left, progress, table, done)
+
+    def _check_placement(self) -> None:
+        if self.ray is not None:
+            from csd_nerf.comparison.on_ray import check_ray
+
+            check_ray(self.ray)
+            self.needs().check()
+
+    def needs(self) -> Needs:
+        """What Ray is to set aside for each edit."""
+        from csd_nerf.comparison.on_ray import Needs
+
+        return Needs(self.gpus_per_edit, self.cpus_per_edit, self.memory_per_edit)
 
     def _write(self, scene: list[Stage], jobs: list[Job], failures: dict[int, str]) -> None:
         from csd_nerf.comparison.report import write_report
@@ -101,9 +160,10 @@ class Compare(CompareOptions):
 
         rows = rows_of(jobs, failures)
         write_text(self.output / "results.csv", as_csv(rows))
-        everything = {"command": self.command_line(), **as_json(rows)}
+        command = self.command_line(placed=False)
+        everything = {"command": command, **as_json(rows)}
         write_text(self.output / "results.json", json.dumps(everything, indent=1, allow_nan=False) + "\n")
-        write_report(self.output / "report.html", rows, scene, jobs, self.command_line())
+        write_report(self.output / "report.html", rows, scene, jobs, command)
 
     def _say(self, rows: list[Any], console: Console) -> None:
         measured = sum(row.status == "measured" for row in rows)

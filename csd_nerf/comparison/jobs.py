@@ -137,7 +137,11 @@ class Job:
 
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return all(stage.finished() for stage in self.stages)
+        return not self.left()
+
+    def left(self) -> list[Stage]:
+        """The stages that are not finished."""
+        return [stage for stage in self.stages if not stage.finished()]
 
 
 def scene_stages(folder: Path, settings: CompareSettings) -> list[Stage]:

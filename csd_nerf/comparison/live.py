@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich import box
@@ -29,9 +30,7 @@ class LiveTable:
         self._console, self._jobs = console, jobs
         self._done = [job.finished() for job in jobs]
         self._failed: dict[int, str] = {}
-        self._seconds = [0.0 for _ in jobs]
-        self._job: int | None = None
-        self._now = ""
+        self._now: dict[int | None, str] = {}
         self._has_scene = bool(scene)
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
 
@@ -46,36 +45,39 @@ class LiveTable:
         if self._console.is_terminal:
             self._live.stop()
 
-    def turn_to(self, job: int | None) -> None:
-        """What follows belongs to a job, or to the scene."""
-        self._job, self._now = job, ""
+    def of(self, job: int | None) -> JobDisplay:
+        """What shows the commands of a job, or of the scene."""
+        return JobDisplay(self, job)
 
-    def begin(self, stage: Stage, start: int) -> None:
+    def begin(self, job: int | None, stage: Stage, start: int) -> None:
         """A command is starting up; `start` steps were done before."""
-        self._now = f"{stage.title}: starting"
+        self._now[job] = f"{stage.title}: starting"
         where = f", from step {start}" if start else ""
-        self._say(f"{self._name()}: {stage.title}, {stage.amount}{where} ...")
+        self._say(f"{self._name(job)}: {stage.title}, {stage.amount}{where} ...")
 
-    def update(self, stage: Stage, steps: float) -> None:
+    def update(self, job: int | None, stage: Stage, steps: float) -> None:
         """So many steps are done."""
-        self._now = f"{stage.title}, {stage.amount}: {int(steps)} {stage.unit} done"
+        self._now[job] = f"{stage.title}, {stage.amount}: {int(steps)} {stage.unit} done"
 
-    def finish(self, job: int, seconds: float) -> None:
-        """All commands of a job are done."""
-        self._done[job], self._seconds[job] = True, seconds
-        self._say(f"{self._name()}: done in {minutes(seconds)}")
+    def finish(self, job: int | None, seconds: float) -> None:
+        """All commands of a job, or of the scene, are done."""
+        self._now.pop(job, None)
+        if job is not None:
+            self._done[job] = True
+            self._say(f"{self._name(job)}: done in {minutes(seconds)}")
 
     def fail(self, job: int, reason: str) -> None:
         """A command of a job failed."""
+        self._now.pop(job, None)
         self._failed[job] = reason
-        self._say(f"{self._name()}: failed: {reason}")
+        self._say(f"{self._name(job)}: failed: {reason}")
 
-    def _name(self) -> str:
-        if self._job is None:
+    def _name(self, number: int | None) -> str:
+        if number is None:
             return "scene"
-        job = self._jobs[self._job]
+        job = self._jobs[number]
         seed = "" if job.seed is None else f", seed {job.seed}"
-        return f"[{self._job + 1}/{len(self._jobs)}] {job.instruction.prompt}, {job.method}{seed}"
+        return f"[{number + 1}/{len(self._jobs)}] {job.instruction.prompt}, {job.method}{seed}"
 
     def _say(self, line: str) -> None:
         if not self._console.is_terminal:
@@ -85,8 +87,8 @@ class LiveTable:
         table = Table(box=box.SIMPLE_HEAD)
         for heading in ("instruction", "method", "edits done", "now"):
             table.add_column(heading)
-        if self._has_scene and self._job is None:
-            table.add_row("", "the scene", "", Text(self._now))
+        if self._has_scene and None in self._now:
+            table.add_row("", "the scene", "", Text(self._now[None]))
         groups: dict[tuple[str, str], list[int]] = {}
         for number, job in enumerate(self._jobs):
             groups.setdefault((job.instruction.prompt, job.method), []).append(number)
@@ -98,13 +100,32 @@ class LiveTable:
         return f"{sum(self._done[number] for number in numbers)} of {len(numbers)}"
 
     def _state(self, numbers: Sequence[int]) -> Text:
-        job = self._job
-        if job is not None and job in numbers and job not in self._failed and not self._done[job]:
-            seed = self._jobs[job].seed
-            return Text(self._now if seed is None else f"seed {seed}: {self._now}", style="bold")
+        running = [number for number in numbers if number in self._now]
+        if running:
+            return Text("; ".join(map(self._running, running)), style="bold")
         failed = [self._failed[number] for number in numbers if number in self._failed]
         if failed:
             return Text(f"{len(failed)} failed: {failed[-1].splitlines()[0][:60]}", style="red")
         if all(self._done[number] for number in numbers):
             return Text("done", style="green")
         return Text("")
+
+    def _running(self, number: int) -> str:
+        seed, now = self._jobs[number].seed, self._now[number]
+        return now if seed is None else f"seed {seed}: {now}"
+
+
+@dataclass(frozen=True)
+class JobDisplay:
+    """Shows the commands of one job, None being the scene, in the table of all."""
+
+    table: LiveTable
+    job: int | None
+
+    def begin(self, stage: Stage, start: int) -> None:
+        """See `LiveTable.begin`."""
+        self.table.begin(self.job, stage, start)
+
+    def update(self, stage: Stage, steps: float) -> None:
+        """See `LiveTable.update`."""
+        self.table.update(self.job, stage, steps)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from csd_nerf.evaluation.weights import CLIP
 
+PLACEMENT = ("ray", "gpus_per_edit", "cpus_per_edit", "memory_per_edit")
+"""Options that say where edits run, and not what they are."""
+
 
 @dataclass
 class CompareOptions:
@@ -54,13 +57,28 @@ class CompareOptions:
     """CLIP to measure with: a hub id, or a folder in transformers' format."""
     download: bool = False
     """Fetch weights of metrics that are not here: CLIP (1.7 GB), DINO (0.3 GB), AlexNet (0.2 GB)."""
+    ray: tuple[str, ...] | None = None
+    """Run edits beside each other as tasks of Ray: `--ray` on the cluster of this machine, which is begun if
+    there is none, or `--ray ADDRESS`. Needs `pip install 'csd-nerf[cluster]'`."""
+    gpus_per_edit: float | None = None
+    """With --ray, GPUs of an edit; a fraction lets several share one. Without it: 1 where there are any."""
+    cpus_per_edit: int = 1
+    """With --ray, cores of an edit."""
+    memory_per_edit: float = 4.0
+    """With --ray, GiB of memory that are set aside for an edit."""
 
-    def command_line(self) -> str:
-        """The command with these options, defaults left out."""
+    def command_line(self, *, placed: bool = True) -> str:
+        """The command with these options, defaults left out.
+
+        Args:
+            placed: with where its edits run, which decides none of the figures.
+        """
         words = ["csd-nerf", "compare"]
         for field in fields(self):
             value = getattr(self, field.name)
             if field.default is not MISSING and value == field.default:
+                continue
+            if not placed and field.name in PLACEMENT:
                 continue
             words.append(f"--{field.name.replace('_', '-')}")
             if not isinstance(value, bool):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -19,6 +21,8 @@ SECONDS_TO_STOP = 15.0
 
 LINES_OF_A_FAILURE = 8
 
+_SET_PARENT_DEATH_SIGNAL = 1
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_])")
 _STEP = re.compile(r"^\s*(\d+) \(\d+(?:\.\d+)?%\)")
 _NOISE = re.compile(
@@ -74,6 +78,7 @@ def run_command(command: Sequence[str], *, folder: Path, log: Path, watch: Calla
             text=True,  # which also makes a carriage return the end of a line
             encoding="utf8",
             errors="replace",
+            preexec_fn=_die_with_parent,
         )
         try:
             assert child.stdout is not None, "asked for above"
@@ -107,6 +112,15 @@ def find_program(name: str) -> str:
             hint="install nerfstudio into the environment of csd-nerf: `pip install -e .` does",
         )
     return found
+
+
+def _die_with_parent() -> None:
+    """On Linux, let this process be killed when the one that started it is, which nothing else would do.
+
+    What had been killed, by Ray for want of memory, say, would otherwise go on beside its second try.
+    """
+    if _PRCTL is not None:
+        _PRCTL(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _stop(child: subprocess.Popen[str]) -> None:

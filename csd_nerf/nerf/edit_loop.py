@@ -19,6 +19,7 @@ from jaxtyping import Float
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 
+from csd_nerf import ranks
 from csd_nerf.nerf.cpu_sampling import distortion_loss, interlevel_loss
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.rendering import render_still
@@ -44,8 +45,12 @@ def draw(model: NerfactoModel, rays: PixelRays, indices: list[int]) -> Float[Ten
         rays: of the whole training split's cameras, all of one size.
         indices: of N cameras.
     """
+
+    def drawn(mine: list[int]) -> Tensor:
+        return torch.stack([render_still(model, rays.of_view(index)).image for index in mine])
+
     with edited_everywhere(model):
-        return torch.stack([render_still(model, rays.of_view(index)).image for index in indices])
+        return ranks.by_share(drawn, indices)
 
 
 @dataclass
@@ -70,12 +75,18 @@ class Fit:
         """One step on random rays: the losses, and the mean absolute difference of the colours (0..1).
 
         Nerfacto's own losses are among them, without which the proposal networks would drift from the field.
+        All are means over rays, or over patches: over several ranks their gradients are those of this rank's
+        share, to be summed, and their values those of all rays.
         """
         rays, colours = targets.sample(self.rays, self.patch_size)
+        patches = ranks.share(len(colours) // self.patch_size**2)
+        mine = slice(patches.start * self.patch_size**2, patches.stop * self.patch_size**2)
+        part = (mine.stop - mine.start) / len(colours)
         # Its average appearance code: what evaluation and the viewer show is what the edit works on.
         model.field.eval()
-        with edited_everywhere(model):
-            outputs = model(rays)
+        with edited_everywhere(model), ranks.draws_of_all(len(colours), mine):
+            outputs = model(rays[mine])
+        colours = colours[mine]
         rendered = outputs["rgb"].float()
         levels = outputs["weights_list"], outputs["ray_samples_list"]
         distance = F.l1_loss(rendered, colours)
@@ -86,7 +97,10 @@ class Fit:
         }
         if self.lpips is not None:
             losses["lpips_loss"] = self.lpips_weight * self.lpips(rendered, colours, self.patch_size)
-        return losses, distance.detach()
+        shared = ranks.with_values_of_all(
+            {name: part * loss for name, loss in {**losses, "": distance.detach()}.items()}
+        )
+        return shared, shared.pop("")
 
 
 class NoOpAlarm:

@@ -21,6 +21,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter
 
+from csd_nerf import ranks
 from csd_nerf.cameras import CameraSampler, turntable_cameras, view_size
 from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
@@ -47,6 +48,7 @@ from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
+from csd_nerf.priors.shared import Shared
 from csd_nerf.seeds import step_seed
 from csd_nerf.threads import all_for_torch
 
@@ -425,6 +427,9 @@ class EditPipeline(PromptedPipeline):
             dataset = self.datamanager.train_dataset
             find_region(self._where, config.region, self.model, dataset, config.render_size)
         prior = self._load_prior()
+        if ranks.count() > 1:
+            prior = Shared(prior)
+            self._lock_viewer()
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         # Of a hub id the kind is known only now.
         config.check_prior(image_conditioned=prior.image_conditioned)
@@ -459,6 +464,14 @@ class EditPipeline(PromptedPipeline):
         # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
         prior.embed(config.texts)
         self._edit.before = self.eval_pictures()
+
+    def _lock_viewer(self) -> None:
+        """Let the viewer change nothing, of which the other ranks would not know."""
+        changing = [self.prompt, self.text_guidance, self.image_guidance, self.reset]
+        for element in [*changing, *(self._box.elements.values() if self._box else ())]:
+            element.disabled = True  # of what the viewer does not show yet
+            if element.gui_handle is not None:
+                element.set_disabled(True)
 
     def _photos(self, rays: PixelRays, height: int, width: int) -> Tensor | None:
         """All source pictures as bytes, where the scene is fitted to those that are not edited yet."""
@@ -719,6 +732,8 @@ class EditPipeline(PromptedPipeline):
         Nerfacto's own callbacks are left out: they anneal the proposal sampling of an untrained scene.
         """
         if attributes.trainer is None or attributes.optimizers is None or self._edit is None:
+            return []
+        if not ranks.leads():
             return []
         callbacks = self._picture_callbacks(attributes, self._edit)
         if self._where:

@@ -16,6 +16,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
+from csd_nerf import ranks
 from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import NonFiniteResidual
 from csd_nerf.errors import InputError, check, is_out_of_memory, option
@@ -66,10 +67,8 @@ class PromptedTrainerConfig(SceneTrainerConfig):
 
     def _check_options(self) -> None:
         """Refuse numbers that a step cannot work with."""
-        devices, machines = self.machine.num_devices, self.machine.num_machines
         evaluation, limit = self.steps_per_eval_batch, self.max_minutes
-        check(devices == 1, option("machine.num_devices"), expected="1", got=devices)
-        check(machines == 1, option("machine.num_machines"), expected="1", got=machines)
+        self._check_processes()
         check(
             self.machine.device_type != "mps",
             option("machine.device_type"),
@@ -80,6 +79,24 @@ class PromptedTrainerConfig(SceneTrainerConfig):
         check(not evaluation, option("steps_per_eval_batch"), expected="0", got=evaluation)
         check(limit is None or limit > 0, option("max_minutes"), expected="a number above 0", got=limit)
         self.pipeline.check()
+
+    @property
+    def _processes(self) -> int:
+        """How many are to work on the run: of those that were launched, or that are to be."""
+        return ranks.count() if ranks.launched() else self.machine.num_devices * self.machine.num_machines
+
+    def _check_processes(self) -> None:
+        """Refuse more processes than can work on the run."""
+        for name in ("num_devices", "num_machines"):
+            given = getattr(self.machine, name)
+            check(given == 1, option(f"machine.{name}"), expected="1", got=given)
+        check(
+            not ranks.launched(),
+            f"{self.method_name} runs in one process",
+            expected="no torchrun, or one process of it",
+            got="several",
+            hint="begin it by `ns-train`",
+        )
 
     def _check_prior(self) -> Path | None:
         """Refuse a prior that is not there, that cannot be asked, or whose autoencoder does not take the size
@@ -250,7 +267,9 @@ class PromptedTrainer(SceneTrainer):
 
     def _time_is_up(self) -> bool:
         limit = self.config.max_minutes
-        return limit is not None and self._meter is not None and self._meter.seconds >= 60 * limit
+        if limit is None or self._meter is None:
+            return False
+        return ranks.as_first(self._meter.seconds >= 60 * limit)
 
     def _after_train(self) -> None:
         # A training that was told to stop has gone on to a step that it does not make.
@@ -324,7 +343,9 @@ class PromptedTrainer(SceneTrainer):
         return f" The run so far is saved: continue with --load-dir {shlex.quote(str(self.base_dir))}"
 
     def save_checkpoint(self, step: int) -> None:
-        """Save as the parent does, but in a way that a kill cannot leave half a checkpoint."""
+        """Save as the parent does, but in a way that a kill cannot leave half a checkpoint; one rank does."""
+        if not ranks.leads():
+            return
         folder = self.checkpoint_dir
         self.checkpoint_dir = folder.with_name(f".{folder.name}-unfinished")
         try:

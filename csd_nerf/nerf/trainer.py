@@ -7,10 +7,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
+import torch
 import tyro
+from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
+from csd_nerf import ranks
 from csd_nerf.errors import InputError, check
 from csd_nerf.nerf.candidate import read_candidate
 from csd_nerf.nerf.closing_words import evaluate_command
@@ -39,6 +42,35 @@ class EditTrainerConfig(PromptedTrainerConfig):
     def get_base_dir(self) -> Path:
         """The run folder."""
         return self.run_folder or super().get_base_dir()
+
+    def set_timestamp(self) -> None:
+        """As the parent's. Where several processes are asked for they are begun here, once they are known to
+        have something to do: this one waits for them, and ends as they do."""
+        if ranks.launched():
+            check_device(self.machine.device_type)
+            ranks.join(self.machine.device_type)
+            # Of them nerfstudio is told nothing: what it would share out is not what an edit does.
+            self.machine.num_devices = self.machine.num_machines = 1
+        super().set_timestamp()
+        if not ranks.launched() and self._processes > 1:
+            machine = self.machine
+            raise SystemExit(
+                ranks.launch(
+                    machine.num_devices, machine.num_machines, machine.machine_rank, machine.dist_url
+                )
+            )
+        self.timestamp = ranks.as_first(self.timestamp)
+        if not ranks.leads():
+            self.vis = "tensorboard"  # of which nerfstudio writes that of the first rank alone
+
+    def save_config(self) -> None:
+        """As the parent's; one rank does."""
+        if ranks.leads():
+            super().save_config()
+
+    def setup(self, **options: Any) -> Any:
+        """The trainer, on the GPU of this rank."""
+        return super().setup(**{**options, "local_rank": ranks.local()})
 
     def check(self) -> None:
         """Find the source run, complete this configuration from it, and refuse what cannot work.
@@ -81,6 +113,45 @@ class EditTrainerConfig(PromptedTrainerConfig):
         if datamanager.photo_size is not None:
             # The prior is shown the photos: enlarged ones would be a blurred source.
             datamanager.photo_size = max(datamanager.photo_size, self.pipeline.render_size)
+
+    def _check_processes(self) -> None:
+        machine, pipeline, processes = self.machine, self.pipeline, self._processes
+        devices = machine.num_devices
+        there = torch.cuda.device_count() if machine.device_type == "cuda" else devices
+        check(
+            1 <= devices <= there,
+            "--machine.num-devices cannot be used",
+            expected=f"1 to {there}, the GPUs of this machine",
+            got=devices,
+        )
+        check(
+            machine.num_machines == 1 or machine.dist_url.startswith("tcp://"),
+            "the machines do not know where to meet",
+            expected="--machine.dist-url tcp://HOST:PORT, of machine 0",
+            got=machine.dist_url,
+        )
+        check(
+            processes == 1 or not pipeline.prior_device,
+            "--pipeline.prior-device does not go with several processes",
+            expected="every process with its own diffusion model, beside its scene",
+            got=f"{processes} processes and --pipeline.prior-device {pipeline.prior_device}",
+            hint="leave out one of the two",
+        )
+        check(
+            processes == 1 or pipeline.route == "loop",
+            "--pipeline.route gradient runs in one process",
+            expected="--pipeline.route loop, whose views and rays are shared by processes",
+            got=f"{processes} processes",
+        )
+        manager = pipeline.datamanager
+        patches = max(1, manager.train_num_rays_per_batch // manager.patch_size**2)
+        check(
+            patches >= processes,
+            "a fit has no rays for every process",
+            expected=f"at least {processes} patches of {manager.patch_size} x {manager.patch_size} pixels",
+            got=f"{patches}",
+            hint="raise --pipeline.datamanager.train-num-rays-per-batch",
+        )
 
     def _check_prior(self) -> Path | None:
         folder = super()._check_prior()
@@ -196,6 +267,11 @@ class EditTrainer(PromptedTrainer):
     def commands(self) -> dict[str, str]:
         return {**super().commands(), "Measure": evaluate_command(self.base_dir)}
 
+    def setup_optimizers(self) -> Optimizers:
+        """The parent's, for gradients of which every rank has a share."""
+        made = super().setup_optimizers()
+        return SharedOptimizers(made.config, made.parameters) if ranks.count() > 1 else made
+
     def _load_checkpoint(self) -> None:
         """Begin the edit; continue it when the checkpoint is one of an edit."""
         source = self.config.pipeline.source_checkpoint
@@ -215,3 +291,13 @@ class EditTrainer(PromptedTrainer):
             return
         # The source's optimisers and schedulers are not those of the edit; the edit's own are.
         super()._load_checkpoint()
+
+
+class SharedOptimizers(Optimizers):
+    """nerfstudio's, which first sum the gradients of all ranks, before any of them is looked at."""
+
+    def optimizer_scaler_step_some(self, grad_scaler: Any, param_groups: list[str]) -> None:
+        """See the parent."""
+        for group in param_groups:
+            ranks.sum_gradients(self.parameters[group])
+        super().optimizer_scaler_step_some(grad_scaler, param_groups)

@@ -153,7 +153,7 @@ def test_lpips_needs_patches(edit_config: Make, capsys: Any) -> None:
 
 
 def test_options_that_an_edit_does_not_have(edit_config: Make, capsys: Any) -> None:
-    assert "--machine.num-devices" in refusal(edit_config(machine__num_devices=2), capsys)
+    assert "--machine.num-devices" in refusal(edit_config(machine__num_devices=0), capsys)
     assert "--steps-per-eval-batch" in refusal(edit_config(steps_per_eval_batch=5), capsys)
 
 

@@ -12,12 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from csd_nerf.bundled import bundled_path
 from csd_nerf.cli import main
-from csd_nerf.comparison import measuring
+from csd_nerf.comparison import measuring, on_ray
 from csd_nerf.comparison.budget import (
     EDITING,
     Bought,
@@ -97,8 +98,8 @@ def compared(options: Compare) -> Path:
     """What it leaves after it was interrupted, between an edit and its measurement, and begun again."""
     begin = LiveTable.begin
 
-    def interrupt(table: LiveTable, stage: Stage, start: int) -> None:
-        begin(table, stage, start)
+    def interrupt(table: LiveTable, job: int | None, stage: Stage, start: int) -> None:
+        begin(table, job, stage, start)
         if stage.title == "measure":
             raise KeyboardInterrupt
 
@@ -254,6 +255,57 @@ def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
     printed = refusal(capsys, "--output", output, "--load-dir", str(run), "--prompts", "make it night")
     assert "is an edit already" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_on_ray_the_figures_are_the_same_though_a_worker_dies(
+    compared: Path, options: Compare, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs csd-nerf[cluster]")
+    begin, begun = LiveTable.begin, []
+
+    def kill_the_first(table: LiveTable, job: int | None, stage: Stage, start: int) -> None:
+        begin(table, job, stage, start)
+        begun.append(stage.key)
+        if len(begun) == 1:
+            processes = psutil.Process().children(recursive=True)
+            (worker, *_) = [process for process in processes if process.name().startswith("ray::_work")]
+            worker.kill()
+
+    monkeypatch.setattr(LiveTable, "begin", kill_the_first)
+    methods = ("csd-edit", "per-view")
+    dataclasses.replace(
+        options, output=tmp_path / "out", methods=methods, ray=(), memory_per_edit=0.5, gpus_per_edit=0
+    ).run()
+    assert "2 of 2 measured" in capsys.readouterr().out
+    assert len(begun) == len(set(begun)) + 1, "a worker was killed, and its job begun again"
+    rows, alone = (json.loads((path / "results.json").read_text()) for path in (tmp_path / "out", compared))
+    assert "--ray" not in rows["command"] and len(rows["rows"]) == 2
+    for row in rows["rows"]:
+        (same,) = [other for other in alone["rows"] if other["method"] == row["method"]]
+        for name, figure in row["evaluation"]["figures"].items():
+            alike = pytest.approx(same["evaluation"]["figures"][name]["after"], rel=1e-3, abs=1e-5)
+            assert figure["after"] == alike, name
+    records = json.loads((tmp_path / "out" / "progress.json").read_text())
+    assert records.keys() >= set(begun) and all(record["seconds"] > 0 for record in records.values())
+
+
+def test_ray_is_needed_where_it_is_asked_for_alone(
+    options: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = dataclasses.replace(options, output=tmp_path / "out", ray=())
+    for wrong, part in (
+        ({"gpus_per_edit": 1.5}, "--gpus-per-edit cannot be used"),
+        ({"memory_per_edit": 0.0}, "--memory-per-edit cannot be used"),
+        ({"cpus_per_edit": 0}, "cpus-per-edit"),
+        ({"ray": ("here:1", "there:1")}, "--ray has several addresses"),
+    ):
+        monkeypatch.setattr(on_ray, "find_spec", lambda name: name)
+        with pytest.raises(InputError, match=part):
+            dataclasses.replace(asked, **wrong).run()
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="Ray is not installed"):
+        asked.run()
+    assert not asked.output.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""One edit over several processes, called ranks: who does which share, and how shares come together.
+
+Every rank has field, prior and the same random numbers, and goes through the same steps. Work that has rows
+(views, rows of the U-Net, rays) is cut into shares, of which each rank does its own. Views and what the
+diffusion model says are gathered without a gradient, so that every rank goes on with all of it; of rays, the
+gradients of the parameters are summed. So a rank knows what one process alone would know, to rounding.
+
+In one process all of this does nothing. Processes are begun by `launch` or `torchrun`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.overrides import TorchFunctionMode
+
+Value = TypeVar("Value")
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def number() -> int:
+    """Of this rank, 0-based."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def leads() -> bool:
+    """Whether this is the rank that writes, prints and serves the viewer."""
+    return number() == 0
+
+
+def local() -> int:
+    """Of this rank among those of its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def launched() -> bool:
+    """Whether this process was begun as one of several, by `launch` or `torchrun`."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def join(device_type: str) -> None:
+    """Meet the others; once, in a process that was launched.
+
+    Args:
+        device_type: cuda or cpu; decides how ranks talk to each other.
+    """
+    if dist.is_initialized():
+        return
+    if device_type == "cuda":
+        torch.cuda.set_device(local())
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    atexit.register(dist.destroy_process_group)
+    CONSOLE.quiet = not leads()
+
+
+def launch(devices: int, machines: int, machine: int, address: str) -> int:
+    """Run this program again in several processes, and wait for them. Returns their exit status.
+
+    Args:
+        devices: processes on this machine.
+        machines: on which this is done.
+        machine: number of this one, 0-based.
+        address: `tcp://HOST:PORT` of machine 0; not looked at where it is the only one.
+    """
+    where = ["--standalone"]
+    if machines > 1:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        where = [f"--nnodes={machines}", f"--node-rank={machine}"]
+        where += [f"--master-addr={host}", f"--master-port={port}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={devices}"]
+    return subprocess.run([*torchrun, *sys.argv], check=False).returncode
+
+
+def share(total: int) -> slice:
+    """The rows that this rank works on, of as many; shares differ by one row at most.
+
+    Example:
+        >>> share(5)
+        slice(0, 5, None)
+    """
+    return _shares(total)[number()]
+
+
+def by_share(work: Callable[..., Tensor], *rows: Any) -> Tensor:
+    """`work(*rows)`, every rank doing its share of the rows; no gradient.
+
+    Rows that are fewer than the ranks are worked on by all.
+
+    Args:
+        work: row by row, so that the result of all is that of the shares, one after the other.
+        rows: things of as many rows each, or None.
+    """
+    total = len(rows[0])
+    if count() == 1 or total < count():
+        return work(*rows)
+    mine = share(total)
+    done = work(*(None if row is None else row[mine] for row in rows))
+    return _gathered(done, _shares(total))
+
+
+def as_first(value: Value) -> Value:
+    """What the first rank says, on all of them."""
+    if count() == 1:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Let every rank have the sum of all ranks' gradients, in place."""
+    if count() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for kind in sorted({str(gradient.dtype) for gradient in gradients}):
+        alike = [gradient for gradient in gradients if str(gradient.dtype) == kind]
+        flat = _flatten_dense_tensors(alike)
+        dist.all_reduce(flat)
+        for gradient, whole in zip(alike, _unflatten_dense_tensors(flat, alike), strict=True):
+            gradient.copy_(whole)
+
+
+def with_values_of_all(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Losses whose values are the sums over the ranks, with the gradients of this rank's share."""
+    if count() == 1:
+        return dict(losses)
+    values = torch.stack([loss.detach().float() for loss in losses.values()])
+    dist.all_reduce(values)
+    pairs = zip(losses.items(), values, strict=True)
+    return {name: loss + (value - loss).detach() for (name, loss), value in pairs}
+
+
+def draws_of_all(total: int, mine: slice) -> AbstractContextManager[Any]:
+    """For a while, random numbers for the rows of a share are drawn for all rows, and the share's kept.
+
+    So ranks stay together in their random numbers, and give each row what one process gives it.
+
+    Args:
+        total: rows of all ranks.
+        mine: the share of this one.
+    """
+    return _DrawsOfAll(total, mine) if count() > 1 else nullcontext()
+
+
+class _DrawsOfAll(TorchFunctionMode):
+    """Puts `torch.rand` of all rows in the place of that of a share; nothing else in it draws."""
+
+    def __init__(self, total: int, mine: slice) -> None:
+        super().__init__()
+        self._total, self._mine = total, mine
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is not torch.rand:
+            return func(*args, **options)
+        rows, *others = torch.Size(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+        if rows != self._mine.stop - self._mine.start:
+            raise ValueError(f"{rows} rows are no share of {self._total}")
+        return func(self._total, *others, **options)[self._mine]
+
+
+def _shares(total: int) -> list[slice]:
+    ranks = count()
+    ends = [total * rank // ranks for rank in range(ranks + 1)]
+    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _gathered(mine: Tensor, shares: Sequence[slice]) -> Tensor:
+    lengths = [part.stop - part.start for part in shares]
+    padded = mine.new_zeros(max(lengths), *mine.shape[1:])
+    padded[: len(mine)] = mine.detach()
+    everything = [torch.empty_like(padded) for _ in shares]
+    dist.all_gather(everything, padded)
+    return torch.cat([part[:length] for part, length in zip(everything, lengths, strict=True)])
