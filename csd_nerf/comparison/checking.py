@@ -19,7 +19,7 @@ from csd_nerf.comparison.given import check_given, check_scene, known_descriptio
 from csd_nerf.comparison.options import CompareOptions
 from csd_nerf.demo.demo_command import LEAST_FRAMES
 from csd_nerf.errors import InputError, check, check_at_least, option
-from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.evaluate_command import LEAST_SIZE
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.priors.folder import flow_pipeline, is_image_conditioned

@@ -131,7 +131,7 @@ def _checked_data(data: Path) -> Path:
     import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imported before it
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-    from csd_nerf.nerf.datamanager import check_dataset
+    from csd_nerf.nerf.captures import check_dataset
 
     data = data.expanduser().resolve()
     check_dataset(data, NerfstudioDataParserConfig(), at_least=LEAST_FRAMES)

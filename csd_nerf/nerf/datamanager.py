@@ -1,17 +1,13 @@
 """The data of a scene on a CPU and of an edit: photos reduced on reading, whole views instead of rays."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Optional, Type  # noqa: UP035 - the forms that tyro and nerfstudio resolve
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import PixelSampler
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
@@ -19,7 +15,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 from csd_nerf.cameras import fit_cameras, fit_photo
-from csd_nerf.errors import InputError
+from csd_nerf.nerf.photos import PhotoDataset
 from csd_nerf.pixel_rays import PixelRays
 
 
@@ -32,12 +28,12 @@ class SceneDataManagerConfig(VanillaDataManagerConfig):
     """Photos whose short side is longer, in pixels, are reduced to this; None leaves them as they are."""
 
 
-class SceneDataManager(VanillaDataManager[InputDataset]):
-    """`VanillaDataManager` that reduces large photos."""
+class SceneDataManager(VanillaDataManager[PhotoDataset]):
+    """`VanillaDataManager` that reduces large photos, and reads those of uncommon kinds."""
 
     config: SceneDataManagerConfig
 
-    def create_train_dataset(self) -> InputDataset:
+    def create_train_dataset(self) -> PhotoDataset:
         """The training split at the reduced size."""
         self._reduce(self.train_dataparser_outputs.cameras)
         return super().create_train_dataset()
@@ -104,7 +100,7 @@ class EditDataManager(SceneDataManager):
             self.train_dataset, self.config.train_num_rays_per_batch
         )
 
-    def _get_pixel_sampler(self, dataset: InputDataset, num_rays_per_batch: int) -> PixelSampler:
+    def _get_pixel_sampler(self, dataset: PhotoDataset, num_rays_per_batch: int) -> PixelSampler:
         """Of pixels by themselves: patches are for the pictures that an edit trains on."""
         of_patches, self.config.patch_size = self.config.patch_size, 1
         try:
@@ -172,85 +168,3 @@ class EditDataManager(SceneDataManager):
     def _photos(self, dataset: InputDataset, indices: Sequence[int], height: int, width: int) -> Tensor:
         photos = [fit_photo(dataset.get_image_float32(index), height, width) for index in indices]
         return torch.stack(photos).to(self.device)
-
-
-def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int = 1) -> None:
-    """See that a dataset is there and whole before anything is built from it.
-
-    Only nerfstudio's own format (`transforms.json`) is looked into; other dataparsers report for
-    themselves.
-
-    Args:
-        data: its folder, or its transforms.json.
-        dataparser: what will read it.
-        at_least: how many frames it must have.
-
-    Raises:
-        InputError: when no dataset was given, or it is missing, lists no cameras, or lacks lenses, images or
-            masks.
-    """
-    how = "pass `--data SCENE`, a folder made by `ns-process-data` with transforms.json and images"
-    if data is None or data == Path():
-        raise InputError("no dataset was given", expected="a captured scene", got="nothing", hint=how)
-    if not isinstance(dataparser, NerfstudioDataParserConfig):
-        return
-    file = data if data.suffix == ".json" else data / "transforms.json"
-    if not file.exists():
-        got = "no such folder" if not data.exists() else f"{data} without transforms.json"
-        raise InputError(f"there is no dataset at {data}", expected=str(file), got=got, hint=how)
-    try:
-        content = json.loads(file.read_text(encoding="utf8"))
-        frames = content.get("frames")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(
-            f"{file} cannot be read", expected="a JSON object", got=str(error), hint=how
-        ) from error
-    if not frames:
-        raise InputError(
-            f"{file} lists no cameras",
-            expected='a "frames" list with file_path and transform_matrix',
-            got="no frames",
-            hint="run `ns-process-data` again; if COLMAP found no poses, add photos that overlap more",
-        )
-    if len(frames) < at_least:
-        raise InputError(
-            f"{file} has too few frames",
-            expected=f"at least {at_least}",
-            got=f"{len(frames)}",
-            hint="capture more photos, from all around",
-        )
-    without_pose = [frame for frame in frames if "file_path" not in frame or "transform_matrix" not in frame]
-    if without_pose:
-        raise InputError(
-            f"{file} has frames without a camera",
-            expected="file_path and transform_matrix in every frame",
-            got=f"{len(without_pose)} of {len(frames)} frames without one of them",
-            hint="remove those frames, or run `ns-process-data` again",
-        )
-    needed = {"fl_x", "fl_y", "cx", "cy", "h", "w"} - content.keys()
-    without_lens = [frame for frame in frames if needed - frame.keys()]
-    if without_lens:
-        raise InputError(
-            f"{file} has frames without a lens",
-            expected="fl_x, fl_y, cx, cy, w and h, in pixels, for all frames at once or in each",
-            got=f"no {', '.join(sorted(needed - without_lens[0].keys()))} in {len(without_lens)} frames",
-            hint="run `ns-process-data` again",
-        )
-    masked = sum("mask_path" in frame for frame in frames)
-    if 0 < masked < len(frames):
-        raise InputError(
-            f"some frames of {file} have no mask",
-            expected="a mask_path in every frame, or in none",
-            got=f"{masked} of {len(frames)} frames with one",
-            hint="make the missing masks, or take mask_path out of all frames",
-        )
-    for kind, entry in (("images", "file_path"), ("masks", "mask_path")):
-        listed = [frame[entry] for frame in frames if entry in frame]
-        missing = [name for name in listed if not (file.parent / name).exists()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(listed)} {kind} of {file.parent} are missing",
-                expected=f"{file.parent / missing[0]}",
-                got="no such file",
-                hint=f"copy the {kind} next to transforms.json, or remove their frames from it",
-            )

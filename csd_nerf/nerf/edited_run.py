@@ -10,7 +10,7 @@ import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imp
 import torch
 
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.model import implementation_of
 from csd_nerf.nerf.runs import find_run, read_checkpoint

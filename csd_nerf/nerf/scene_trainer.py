@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from csd_nerf.errors import InputError, exit_on_input_error, memory_explained
-from csd_nerf.nerf.datamanager import check_dataset
+from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.model import implementation_of, tcnn_runs_on
 from csd_nerf.nerf.runs import find_run, read_checkpoint
 
