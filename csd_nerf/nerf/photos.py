@@ -249,7 +249,7 @@ def check_mask_shape(mask: Image.Image, path: Path, size: tuple[int, int]) -> No
     off = abs(width * wanted_height - height * wanted_width)
     if off > max(width, height, wanted_width, wanted_height):  # a pixel of rounding
         raise InputError(
-            f"the mask {path} has other proportions than its photo",
+            f"the mask {path} has another size than its photo, of other proportions",
             expected=f"{wanted_width} x {wanted_height} pixels (width x height), or a multiple of both",
             got=f"{width} x {height} pixels",
             hint="make the masks from the photos as they are in the dataset",

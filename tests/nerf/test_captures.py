@@ -164,7 +164,7 @@ EYE = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
         (renamed(".PNG"), "as the files are called"),
         (photos(lambda picture: picture.convert("F"), ".tif"), "floating point"),
         (masks(lambda: Image.new("L", (32, 32))), "all black"),
-        (masks(lambda: disc().crop((0, 0, 32, 20))), "other proportions"),
+        (masks(lambda: disc().crop((0, 0, 32, 20))), "of other proportions"),
     ],
 )
 def test_what_cannot_be_used_is_refused(fault: Fault, words: str, changed: Callable[[Fault], Path]) -> None:
