@@ -16,6 +16,8 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import (
     MAX_AUTO_RESOLUTION,
     NerfstudioDataParserConfig,
 )
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.text import Text
 
 from csd_nerf.errors import InputError, check
 from csd_nerf.nerf.photos import (
@@ -26,6 +28,7 @@ from csd_nerf.nerf.photos import (
     opened,
     seen_by_camera,
 )
+from csd_nerf.nerf.transforms import read_transforms
 
 LENS = ("fl_x", "fl_y", "cx", "cy", "h", "w")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -40,8 +43,8 @@ _AGAIN = "remove those frames, or run `ns-process-data` again"
 def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int = 1) -> None:
     """See that a dataset is there and whole before anything is built from it.
 
-    Only nerfstudio's own format (`transforms.json`) is looked into; other dataparsers report for
-    themselves. Of photos and masks the headers are read, and the last bytes.
+    Only nerfstudio's own format (`transforms.json`) is looked into, as `read_transforms` puts it right; other
+    dataparsers report for themselves. Of photos and masks the headers are read, and the last bytes.
 
     Args:
         data: its folder, or its transforms.json.
@@ -64,6 +67,11 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int
         raise InputError(f"there is no dataset at {data}", expected=str(file), got=got, hint=hint)
     content = _read(file)
     frames = content["frames"]
+    if left_out := content.get("left_out"):
+        words = (
+            f"{len(left_out)} of {len(frames) + len(left_out)} photos that {file} lists are missing, such as "
+        )
+        CONSOLE.print(Text(f"{words}{left_out[0]}: going on without.", "bold yellow"), soft_wrap=True)
     _check_frames(file, frames, at_least)
     _check_lenses(file, content)
     for entry, kind in (("mask_path", "mask"), ("depth_file_path", "depth picture")):
@@ -101,7 +109,7 @@ def how_to_read(folder: Path) -> str | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf8"))
+        content = read_transforms(file)
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}")
     except (OSError, ValueError, RecursionError) as error:
@@ -215,8 +223,7 @@ def _check_listed(file: Path, listed: list[str], kind: str) -> None:
             f"{len(missing)} of {len(listed)} {kind} of {file.parent} are missing",
             expected=str(first),
             got="no such file",
-            hint=_written_otherwise(file.parent, missing[0])
-            or f"copy the {kind} next to transforms.json, or remove their frames from it",
+            hint=f"copy the {kind} next to transforms.json, or remove their frames from it",
         )
 
 
@@ -225,18 +232,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a zero byte
         return False
-
-
-def _written_otherwise(folder: Path, name: str) -> str | None:
-    """What to do about a path that means a file of another name: backslashes, no ending, capitals."""
-    if "\\" in name and _is_file(folder / name.replace("\\", "/")):
-        return f"write its paths with / instead of \\: {name.replace(chr(92), '/')}"
-    near = (folder / name).parent
-    if near.is_dir():
-        for found in sorted(near.iterdir()):
-            if Path(name).name.lower() in (found.name.lower(), found.stem.lower()):
-                return f"write its paths as the files are called, here {found.name}"
-    return None
 
 
 def _check_poses(file: Path, frames: list[dict[str, Any]], dataparser: NerfstudioDataParserConfig) -> None:
@@ -256,7 +251,7 @@ def _check_poses(file: Path, frames: list[dict[str, Any]], dataparser: Nerfstudi
             else "numbers that are not finite"
             if not usable
             else "a matrix that flattens everything",
-            hint="append the row 0, 0, 0, 1 to each" if pose.shape == (3, 4) else _AGAIN,
+            hint=_AGAIN,
         )
         poses.append(pose)
     places = np.stack(poses)[:, :3, 3].astype(np.float64)

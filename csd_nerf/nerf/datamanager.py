@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional, Type  # noqa: UP035 - the forms that tyro and nerfstudio resolve
+from typing import Any, Optional, Type  # noqa: UP035 - the forms that tyro and nerfstudio resolve
+from unittest.mock import patch
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from csd_nerf.cameras import fit_cameras, fit_photo
 from csd_nerf.nerf.photos import PhotoDataset
+from csd_nerf.nerf.transforms import read_transforms
 from csd_nerf.pixel_rays import PixelRays
 
 
@@ -32,6 +34,11 @@ class SceneDataManager(VanillaDataManager[PhotoDataset]):
     """`VanillaDataManager` that reduces large photos, and reads those of uncommon kinds."""
 
     config: SceneDataManagerConfig
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # nerfstudio's dataparser reads the file by a name of its own; the meaning of what it reads is ours.
+        with patch("nerfstudio.data.dataparsers.nerfstudio_dataparser.load_from_json", read_transforms):
+            super().__init__(*args, **options)
 
     def create_train_dataset(self) -> PhotoDataset:
         """The training split at the reduced size."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.captures import check_dataset
+from csd_nerf.nerf.datamanager import SceneDataManagerConfig
 from csd_nerf.nerf.photos import PhotoDataset
 
 Meta = dict[str, Any]
@@ -125,7 +126,27 @@ def depth_in_all_but_one(folder: Path, meta: Meta) -> None:
     del meta["frames"][3]["depth_file_path"]
 
 
-EYE = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+def without_photos(count: int) -> Fault:
+    def fault(folder: Path, meta: Meta) -> None:
+        for frame in meta["frames"][:count]:
+            (folder / frame["file_path"]).unlink()
+
+    return fault
+
+
+def poses_of_three_rows(folder: Path, meta: Meta) -> None:
+    for frame in meta["frames"]:
+        frame["transform_matrix"] = frame["transform_matrix"][:3]
+
+
+def no_test_split(folder: Path, meta: Meta) -> None:
+    files = [frame["file_path"] for frame in meta["frames"]]
+    meta["train_filenames"], meta["val_filenames"] = files[:-2], files[-2:]
+
+
+def byte_order_mark(folder: Path) -> None:
+    file = folder / "transforms.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -135,12 +156,10 @@ EYE = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
         (first(b""), "an empty file"),
         (first(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "git lfs pull"),
         (first(b"what is this"), "no known picture format"),
-        (frames(mask_path=None), "take mask_path out"),
-        (frames(depth_file_path=None), "take depth_file_path out"),
+        (frames(mask_path=3), "take mask_path out"),
         (depth_in_all_but_one, "11 of 12 frames with one"),
         (one_frame(file_path=7), "is no path"),
         (one_frame(transform_matrix=[[math.nan] * 4] * 4), "not finite"),
-        (one_frame(transform_matrix=EYE[:3]), "append the row"),
         (one_frame(transform_matrix=[[0] * 4] * 4), "flattens everything"),
         (one_frame(transform_matrix="none"), "4 x 4"),
         (one_frame(transform_matrix=[[1, 2], [3]]), "4 x 4"),
@@ -153,15 +172,13 @@ EYE = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
         (lens(fl_x="wide"), "fl_x that is no size"),
         (lens(h=0), "h that is no size"),
         (lens(k1=math.nan), "k1 that is no number"),
-        (lens(camera_model="SIMPLE_RADIAL_FISHEYE"), "image_undistorter"),
-        (lens(train_filenames=[], val_filenames=[]), "some splits only"),
+        (lens(camera_model="THIN_PRISM_FISHEYE"), "image_undistorter"),
+        (lens(train_filenames=[], val_filenames=[]), "train_filenames"),
         (
             lens(train_filenames=["nowhere.png"], val_filenames=[], test_filenames=[]),
             "such as nowhere.png",
         ),
-        (backslashes, "instead of"),
-        (renamed(""), "as the files are called"),
-        (renamed(".PNG"), "as the files are called"),
+        (without_photos(7), "7 of 12 images"),
         (photos(lambda picture: picture.convert("F"), ".tif"), "floating point"),
         (masks(lambda: Image.new("L", (32, 32))), "all black"),
         (masks(lambda: disc().crop((0, 0, 32, 20))), "of other proportions"),
@@ -172,6 +189,46 @@ def test_what_cannot_be_used_is_refused(fault: Fault, words: str, changed: Calla
         check_dataset(changed(fault), NerfstudioDataParserConfig())
     assert words in str(refused.value)
     assert str(refused.value).count("do this:") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "photos_left"),
+    [
+        (frames(mask_path=None, depth_file_path=None), 12),
+        (lens(k1=None), 12),
+        (poses_of_three_rows, 12),
+        (backslashes, 12),
+        (renamed(""), 12),
+        (renamed(".PNG"), 12),
+        (lens(camera_model="SIMPLE_RADIAL_FISHEYE"), 12),
+        (no_test_split, 12),
+        (without_photos(5), 7),
+    ],
+)
+def test_what_can_be_put_right_is_read_as_meant(
+    fault: Fault, photos_left: int, dataset: Path, changed: Callable[[Fault], Path], capsys: Any
+) -> None:
+    """The data manager, which every method uses, gives the cameras and photos of the whole capture."""
+    folder = changed(fault)
+    byte_order_mark(folder)
+    parser = NerfstudioDataParserConfig()
+    check_dataset(folder, parser)
+    assert ("5 of 12 photos" in capsys.readouterr().out.replace("\n", " ")) == (photos_left == 7)
+    manager = SceneDataManagerConfig(data=folder, dataparser=parser).setup(device="cpu", test_mode="test")
+    names = [
+        name for split in (manager.train_dataset, manager.eval_dataset) for name in split.image_filenames
+    ]
+    assert len({name.name for name in names}) == photos_left
+    plain = SceneDataManagerConfig(data=dataset, dataparser=NerfstudioDataParserConfig()).setup(
+        device="cpu", test_mode="test"
+    )
+    if fault is not no_test_split and photos_left == 12:
+        torch.testing.assert_close(
+            manager.train_dataset.cameras.camera_to_worlds, plain.train_dataset.cameras.camera_to_worlds
+        )
+    photo = manager.train_dataset.get_image_float32(0)
+    index = [path.name for path in plain.train_dataset.image_filenames + plain.eval_dataset.image_filenames]
+    assert manager.train_dataset.image_filenames[0].name in index and photo.shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize(
