@@ -35,7 +35,9 @@ from csd_nerf.distillation import (
     ddim_step,
     dvrf,
     evaluations,
+    flow_edit,
     sample_edit,
+    svgd,
     weight,
 )
 from csd_nerf.distillation.residuals import guided_noise
@@ -215,6 +217,68 @@ def test_eta_rises_over_the_edit(model: SimpleNamespace, views: torch.Tensor) ->
     assert (gradient(0.0) - gradient(1.0)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("sharing", ["independent", "svgd"])
+def test_flow_edit_is_the_published_pass(model: SimpleNamespace, views: torch.Tensor, sharing: str) -> None:
+    """Against FlowEdit's algorithm, written out, from pictures that are half way already."""
+    prior = model.prior
+    source, condition = prior.encode_source(views)
+    latents = source + 0.3 * torch.randn(source.shape, generator=torch.Generator().manual_seed(3))
+    guidance = Guidance(3.0)
+    texts = prior.embed([PROMPT, ""])
+    transport = {"independent": lambda directions, particles: directions, "svgd": svgd}[sharing]
+    before = prior.unet_evaluations
+    got = flow_edit(
+        prior,
+        latents,
+        source,
+        condition,
+        prompt=PROMPT,
+        guidance=guidance,
+        start=800,
+        steps=4,
+        transport=transport,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert prior.unet_evaluations - before == 2 * 4 * evaluations("csd-edit", prior.guided_by)
+
+    generator = torch.Generator().manual_seed(0)
+    wanted = source + 0.2 * (latents - source)
+    for t, following in ((800, 600), (600, 400), (400, 200), (200, 0)):
+        s = t / 1000
+        noisy_source = (1 - s) * source + s * torch.randn(source.shape, generator=generator)
+        noisy = wanted + noisy_source - source
+        velocities = [
+            (guided_noise(prior, t, texts[1:], condition, guidance, (rows, text))[0] - rows) / (1 - s)
+            for rows, text in ((noisy, texts[:1]), (noisy_source, None))
+        ]
+        wanted = wanted + (following - t) / 1000 * transport(velocities[0] - velocities[1], noisy)
+    assert (wanted - source).abs().mean() > 0.05
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_pass_of_flow_edit_that_asks_for_nothing(
+    model: SimpleNamespace, tiny_prior: Prior, views: torch.Tensor
+) -> None:
+    """The source stays where it is, no noise leaves everything, and another kind of prior is refused."""
+    source, condition = model.prior.encode_source(views)
+    options: Any = {"guidance": Guidance(3.0), "steps": 3}
+    still = flow_edit(model.prior, source, source, condition, prompt="", start=900, **options)
+    torch.testing.assert_close(still, source, rtol=0, atol=1e-4)
+    far = source + 1
+    assert torch.equal(flow_edit(model.prior, far, source, condition, prompt=PROMPT, start=0, **options), far)
+    with pytest.raises(InputError, match="FlowEdit cannot ask this prior"):
+        flow_edit(tiny_prior, source, source, condition, prompt=PROMPT, start=900, **options)
+
+
+def test_views_of_a_flow_edit_may_share_their_noise(model: SimpleNamespace, views: torch.Tensor) -> None:
+    source, condition = model.prior.encode_source(views[:1].expand(2, -1, -1, -1))
+    options: Any = {"prompt": PROMPT, "guidance": Guidance(3.0), "start": 900, "steps": 2}
+    shared = flow_edit(model.prior, source, source, condition, shared_noise=True, **options)
+    torch.testing.assert_close(shared[0], shared[1], rtol=0, atol=1e-4)
+    own = flow_edit(model.prior, source, source, condition, **options)
+    assert (own[0] - own[1]).abs().max() > 1e-3
+
+
 def test_csd_edit_is_zero_at_the_source_without_an_instruction(
     model: SimpleNamespace, views: torch.Tensor, generator
 ) -> None:
@@ -323,6 +387,9 @@ def test_the_price_of_a_round_asks_the_prior(model: SimpleNamespace) -> None:
     pipeline = config.pipeline
     a_view = {"text": 3, "itself": 2}[model.prior.guided_by]
     expected = pipeline.particles * pipeline.descent.steps * a_view
+    assert price_of(config) == Price(expected, pipeline.fits_per_round)
+    pipeline.edit = "flow-edit"
+    expected = pipeline.particles * pipeline.sampling.steps * a_view
     assert price_of(config) == Price(expected, pipeline.fits_per_round)
 
 

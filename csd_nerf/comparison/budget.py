@@ -83,8 +83,9 @@ def price_of(config: Any) -> Price:
     )
     if pipeline.route == "gradient":
         return Price(pipeline.particles * _rows(pipeline), 1)
-    sampling = pipeline.edit == "sample"
-    if sampling:
+    if pipeline.edit == "flow-edit":
+        a_view = pipeline.sampling.steps * evaluations("dvrf", _guided_by(pipeline))
+    elif pipeline.edit == "sample":
         a_view = pipeline.sampling.steps * rows_of_a_question(_guided_by(pipeline))
     else:
         a_view = pipeline.descent.steps * _rows(pipeline)

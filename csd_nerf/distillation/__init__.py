@@ -11,6 +11,7 @@ Example:
 """
 
 from csd_nerf.distillation.descent import DescentConfig, edit_latents
+from csd_nerf.distillation.flow_edit import flow_edit
 from csd_nerf.distillation.objective import Distilled, NonFiniteResidual, Objective, ObjectiveConfig
 from csd_nerf.distillation.presets import PRESETS, preset
 from csd_nerf.distillation.residuals import (
@@ -54,6 +55,7 @@ __all__ = [
     "dvrf",
     "edit_latents",
     "evaluations",
+    "flow_edit",
     "independent",
     "patch_nce",
     "pds",

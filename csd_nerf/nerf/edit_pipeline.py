@@ -27,6 +27,7 @@ from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.schedule import TimestepRange
+from csd_nerf.distillation.transport import check_bandwidth
 from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.candidate import read_candidate, read_pictures
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
@@ -61,7 +62,7 @@ class SamplingConfig:
     """How a diffusion model edits a picture by sampling."""
 
     steps: int = 20
-    """DDIM steps of an edit."""
+    """DDIM steps of an edit; of flow-edit, steps along the flow."""
     text_guidance: float = 7.5
     """How strongly the prompt is followed."""
     image_guidance: float = 1.5
@@ -113,9 +114,11 @@ class EditPipelineConfig(PromptedPipelineConfig):
     route: Literal["loop", "gradient"] = "loop"
     """How an edit reaches the scene: loop (views are drawn, edited, and the scene is fitted to them) or
     gradient (of score distillation, through encoder and renderer, as published; several times the price)."""
-    edit: Literal["descend", "sample"] = "descend"
-    """How the views of a round are edited: descend (together, by --pipeline.objective) or sample (each by
-    itself, by --pipeline.sampling). The route gradient has no rounds and follows the objective."""
+    edit: Literal["descend", "sample", "flow-edit"] = "descend"
+    """How the views of a round are edited: descend (together, by --pipeline.objective), sample (each by
+    itself, by --pipeline.sampling) or flow-edit (together, in one annealed pass by --pipeline.sampling that
+    shares as the objective says; needs a prior of flow matching). The route gradient has no rounds and
+    follows the objective."""
     particles: int = 4
     """Views that are edited together. They share their scores; more agree better, and cost more. 0 is every
     training view."""
@@ -132,7 +135,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
     )
     """How the latents of a round follow the objective."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """How a view is edited by `sample`."""
+    """How a view is edited by `sample` and `flow-edit`."""
     pixel_loss: Literal["mse", "l1"] = "l1"
     """How a fitted pixel is compared with its target: squared or absolute difference."""
     lpips_weight: float = 0.0
@@ -241,6 +244,15 @@ class EditPipelineConfig(PromptedPipelineConfig):
         else:
             check_at_least("pipeline.sampling.steps", self.sampling.steps, 1)
             _ = self.sampling.start
+        if self.route == "loop" and self.edit == "flow-edit":
+            check(
+                self.objective.distance == "latents",
+                option("pipeline.objective.distance"),
+                expected="latents, which are all that flow-edit compares",
+                got=self.objective.distance,
+            )
+            if self.objective.transport == "svgd":
+                check_bandwidth(self.objective.bandwidth, self.particles or 1000)
 
     def check_prior(self, *, image_conditioned: bool) -> None:
         if self.distils:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation.descent import edit_latents
+from csd_nerf.distillation.flow_edit import check_flow_edit, flow_edit
 from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.residuals import Guidance
 from csd_nerf.distillation.sampling import sample_edit
+from csd_nerf.distillation.transport import independent, svgd
 from csd_nerf.priors.base import Prior
 
 if TYPE_CHECKING:
@@ -114,5 +117,48 @@ def sample(settings: EditPipelineConfig, prior: Prior) -> Edit:
     return edit
 
 
-EDITS: dict[str, Callable[[EditPipelineConfig, Prior], Edit]] = {"descend": descend, "sample": sample}
+def follow_flow(settings: EditPipelineConfig, prior: Prior) -> Edit:
+    """Edit the views together in one annealed pass along the flow from source to edit.
+
+        targets = v + decode(flow_edit(encode(v))) - decode(encode(v))
+
+    Noise levels, steps and guidance are those of sampling; how views share, and whether they share their
+    noise, is what the objective says.
+
+    Raises:
+        InputError: a prior that is not of flow matching, or does not edit pictures.
+    """
+    check_flow_edit(prior)
+    sampling, sharing = settings.sampling, settings.objective
+    transport = independent
+    if sharing.transport == "svgd":
+        transport = partial(
+            svgd, bandwidth=sharing.bandwidth, normalize=sharing.normalize_kernel, kernel=sharing.kernel
+        )
+
+    def edit(views: RoundViews) -> Tensor:
+        start = prior.encode(views.images)
+        end = flow_edit(
+            prior,
+            start,
+            views.source,
+            views.condition,
+            prompt=views.prompt,
+            guidance=views.guidance,
+            start=sampling.start.sample(prior.schedule.num_timesteps, generator=views.generator),
+            steps=sampling.steps,
+            transport=transport,
+            shared_noise=sharing.noise == "shared",
+            generator=views.generator,
+        )
+        return views.images + prior.decode(end) - prior.decode(start)
+
+    return edit
+
+
+EDITS: dict[str, Callable[[EditPipelineConfig, Prior], Edit]] = {
+    "descend": descend,
+    "sample": sample,
+    "flow-edit": follow_flow,
+}
 """By their names in `--pipeline.edit`."""

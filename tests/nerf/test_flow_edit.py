@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nerf_runs import refusal, run
 from prior_folders import save_flux2_klein, save_flux_kontext
 
 from csd_nerf.comparison.budget import PER_VIEW
 from csd_nerf.comparison.checking import _check_method
+from csd_nerf.distillation import Guidance, flow_edit, svgd
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.edits import RoundViews, follow_flow
 
 Make = Any
 
@@ -31,6 +36,41 @@ def test_a_scene_is_edited(edit_config: Make, tmp_path: Path, save: Any, method:
     edit = edited.pipeline._edit
     assert edit.prior.schedule.is_flow and edit.prior.unet_evaluations > 0
     assert (edited.pipeline.eval_pictures() - edit.before).abs().max() > 1e-3
+
+
+def test_views_go_along_the_flow_together(edit_config: Make, tmp_path: Path) -> None:
+    """As `flow_edit` does with SVGD; the decoded change is added to the views."""
+    settings = {**SETTINGS, "pipeline__prior": str(save_flux2_klein(tmp_path / "prior"))}
+    settings |= {"pipeline__edit": "flow-edit", "pipeline__sampling__steps": 3, "max_num_iterations": 2}
+    edited = run(edit_config("csd-edit", **settings))
+    edit = edited.pipeline._edit
+    assert (edited.pipeline.eval_pictures() - edit.before).abs().max() > 1e-3
+
+    prior, config = edit.prior, edited.pipeline.config
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    source, condition = prior.encode_source(images)
+    views = RoundViews(
+        images, source, condition, "make it night", Guidance(3.0), 0, 1, torch.Generator().manual_seed(1)
+    )
+    got = follow_flow(config, prior)(views)
+    generator = torch.Generator().manual_seed(1)
+    start = config.sampling.start.sample(1000, generator=generator)
+    options: Any = {"prompt": "make it night", "guidance": Guidance(3.0), "start": start, "steps": 3}
+    sharing = config.objective
+    kernel: Any = {"kernel": sharing.kernel, "normalize": sharing.normalize_kernel}
+    transport = partial(svgd, bandwidth=sharing.bandwidth, **kernel)
+    end = flow_edit(prior, source, source, condition, transport=transport, generator=generator, **options)
+    torch.testing.assert_close(got, images + prior.decode(end) - prior.decode(source), rtol=0, atol=1e-4)
+    config.objective.transport = "independent"
+    views = replace(views, generator=torch.Generator().manual_seed(1))
+    assert (follow_flow(config, prior)(views) - got).abs().max() > 1e-3
+
+
+def test_what_flow_edit_cannot_do_is_said_at_the_start(edit_config: Make, capsys: Any) -> None:
+    settings = {**SETTINGS, "pipeline__edit": "flow-edit", "recipe": "tiny"}
+    assert "FlowEdit cannot ask this prior" in refusal(edit_config("csd-edit", **settings), capsys)
+    settings["pipeline__objective__distance"] = "colours"
+    assert "--pipeline.objective.distance" in refusal(edit_config("csd-edit", **settings), capsys)
 
 
 def test_what_a_flow_cannot_answer_is_said_at_the_start(
