@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from nerf_runs import run
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.region_box import RegionBox
@@ -36,8 +37,6 @@ def test_requests_are_done_in_order_and_a_refused_one_ends_nothing() -> None:
 @pytest.fixture
 def waiting(edit_config: Make) -> Any:
     """The trainer of an edit of 4 steps that waits, as it does where there is a viewer."""
-    from nerf_runs import run
-
     trainer = run(edit_config(pipeline__turntable_frames=0))
     trainer._is_waiting = True
     return trainer
