@@ -148,7 +148,9 @@ def _samples(rays: RayBundle, edges: Tensor, along: Callable[[Tensor], Tensor]) 
     starts, ends = distances[:, :-1, None], distances[:, 1:, None]
 
     def of_samples(of_rays: Any) -> Any:
-        return None if of_rays is None else of_rays[:, None].expand(-1, starts.shape[1], -1)
+        if not isinstance(of_rays, Tensor):  # nothing; or, of a viewer's camera, its number
+            return of_rays
+        return of_rays[:, None].expand(-1, starts.shape[1], -1)
 
     return CpuRaySamples(
         frustums=CpuFrustums(

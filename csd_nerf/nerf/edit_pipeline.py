@@ -5,7 +5,7 @@ the published gradient (`gradient_route`).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
@@ -16,7 +16,6 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
-from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerNumber
 from rich.text import Text
 from torch import Tensor
 from torch.nn import Parameter
@@ -29,19 +28,22 @@ from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.schedule import TimestepRange
 from csd_nerf.distillation.transport import check_bandwidth
 from csd_nerf.errors import InputError, check, check_at_least, option
+from csd_nerf.nerf.before import SceneBefore
 from csd_nerf.nerf.candidate import read_candidate, read_pictures
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.edit_ahead import EditAhead
+from csd_nerf.nerf.edit_controls import EditControls
 from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
 from csd_nerf.nerf.edits import EDITS, Edit, RoundViews
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
-from csd_nerf.nerf.model import CsdNerfactoModelConfig, holds_source, is_of_source
+from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig, holds_source, is_of_source
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running
 from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
-from csd_nerf.nerf.region_box import BoxControls
+from csd_nerf.nerf.region_box import MovableBox, RegionBox, by_name
 from csd_nerf.nerf.region_hull import Hull
 from csd_nerf.nerf.rendering import StillView, holding, render_still, render_views
+from csd_nerf.nerf.requests import Setting
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.nerf.source_field import keep_source_field, keeps_source_field, set_strength, strength_of
 from csd_nerf.nerf.source_scene import source_checkpoint
@@ -280,21 +282,19 @@ class EditPipeline(PromptedPipeline):
 
     config: EditPipelineConfig
     datamanager: EditDataManager
-    viewer_settings = ("prompt", "text_guidance", "image_guidance")
+    controls: EditControls
+    changeable = ("prompt", "text_guidance", "image_guidance")
 
     def __init__(self, config: EditPipelineConfig, device: str, **options: Any) -> None:
         # First: the parent asks `_configured`, which tells of the box.
-        self._box = BoxControls(config.region.box()) if config.region.source == "box" else None
+        self._box = MovableBox(config.region.box()) if config.region.source == "box" else None
         self._hull = Hull() if config.region.source == "masks" else None
         self._where = self._box or self._hull
         super().__init__(config, device, **options)
         self.model.freeze_poses()
         if self._keeps_proposals or config.strength < 1:
             self._keep_source(config.strength)
-        self.image_guidance = ViewerNumber("Image guidance", config.guidance.image_guidance)
-        self.reset = ViewerButton("Reset to source", cb_hook=lambda _: self._reset_to_source())
-        for name, element in (self._box.elements if self._box else {}).items():
-            setattr(self, name, element)
+        self.image_guidance = Setting(float(config.guidance.image_guidance))
         self._edit: RunningEdit | None = None
 
     @property
@@ -368,7 +368,7 @@ class EditPipeline(PromptedPipeline):
         ahead = self._edit.ahead.state() if self._edit and self._edit.ahead else None  # waits, and so counts
         state = super().get_extra_state()
         if self._box:
-            state["current"] |= self._box.current()
+            state["current"] |= self._box.state()
         if self._hull:
             state["hull"] = self._hull.state()
         state["strength"] = {"configured": self.config.strength, "current": self.strength}
@@ -381,6 +381,12 @@ class EditPipeline(PromptedPipeline):
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """As the parent's; a hull is the one that was saved, wherever the masks are now."""
         super().set_extra_state(state)
+        if self._box:
+            said, configured = state["configured"], self._configured()
+            current = state["current"]
+            self._box.load_state(
+                {name: current[name] for name in self._box.state() if said.get(name) == configured[name]}
+            )
         if self._hull:
             self._hull.load_state(state["hull"])
         strength = state.get("strength")  # absent from runs before it could be changed
@@ -398,8 +404,19 @@ class EditPipeline(PromptedPipeline):
             "prompt": self.config.prompt,
             "text_guidance": guidance.text_guidance,
             "image_guidance": guidance.image_guidance,
-            **(self._box.configured() if self._box else {}),
+            **(by_name(self.config.region.box()) if self._box else {}),
         }
+
+    def note_changes(self) -> None:
+        self.config.prompt = self.prompt.value
+        guidance = self._guidance()
+        self.config.guidance.text_guidance, self.config.guidance.image_guidance = (
+            guidance.text,
+            guidance.image,
+        )
+        if self._box:
+            for name, value in by_name(self._box.box).items():
+                setattr(self.config.region, name, value)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Field and proposal networks, the latter unless they are kept; an edit leaves cameras alone."""
@@ -441,7 +458,6 @@ class EditPipeline(PromptedPipeline):
         prior = self._load_prior()
         if ranks.count() > 1:
             prior = Shared(prior)
-            self._lock_viewer()
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         # Of a hub id the kind is known only now.
         config.check_prior(image_conditioned=prior.image_conditioned)
@@ -476,14 +492,6 @@ class EditPipeline(PromptedPipeline):
         # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
         prior.embed(config.texts)
         self._edit.before = self.eval_pictures()
-
-    def _lock_viewer(self) -> None:
-        """Let the viewer change nothing, of which the other ranks would not know."""
-        changing = [self.prompt, self.text_guidance, self.image_guidance, self.reset]
-        for element in [*changing, *(self._box.elements.values() if self._box else ())]:
-            element.disabled = True  # of what the viewer does not show yet
-            if element.gui_handle is not None:
-                element.set_disabled(True)
 
     def _photos(self, rays: PixelRays, height: int, width: int) -> Tensor | None:
         """All source pictures as bytes, where the scene is fitted to those that are not edited yet."""
@@ -758,19 +766,155 @@ class EditPipeline(PromptedPipeline):
             save_png(picture, attributes.trainer.base_dir / "pictures" / "region.png")
         return callbacks
 
-    def _reset_to_source(self) -> None:
-        """Put the source scene back and forget the optimisers' momentum; the edit goes on from there."""
+    # ---------------------------------------------------------------- a viewer
+
+    def _make_controls(self) -> EditControls:
+        return EditControls(self)
+
+    def guidance_read(self) -> tuple[str, ...]:
+        both = ("text_guidance", "image_guidance")
+        return {"itself": (), "text": both[:1], "picture-and-text": both}[self._begun().prior.guided_by]
+
+    def rounds_done(self, step: int) -> tuple[int, int] | None:
+        if self._edit is None or self.config.route == "gradient" or not self.config.fits_per_round:
+            return None
+        planned = self._edit.max_steps
+        all_of_them = self.config.round_of(planned - 1) + 1
+        return all_of_them if step >= planned else self.config.round_of(step), all_of_them
+
+    def show_before(self, is_looked_at: Callable[[], bool]) -> None:
+        """Offer the scene before the edit as an output of the model, `rgb_before`.
+
+        Args:
+            is_looked_at: see `SceneBefore`.
+
+        Raises:
+            InputError: that scene is gone.
+        """
         if self._edit is None:
-            CONSOLE.print("Nothing to reset: this scene is being viewed, not edited.")
-            return
-        self.model.load_state_dict(self._edit.source_weights)
-        if self._edit.optimizers is not None:
-            for optimizer in self._edit.optimizers.optimizers.values():
+            source_checkpoint(self.config)
+        self.model.scene_before = SceneBefore(self._scene_before, is_looked_at)
+
+    def _scene_before(self) -> CsdNerfactoModel:
+        """A model of the scene that the edit started from; a step's random numbers stay what they are."""
+        if self._edit is None:
+            source = source_checkpoint(self.config)
+            weights, origin = read_checkpoint(source)["pipeline"], str(source)
+        else:
+            weights = {f"_model.{name}": value for name, value in self._edit.source_weights.items()}
+            origin = "the scene before the edit"
+        dataset = self.datamanager.train_dataset
+        with torch.random.fork_rng():
+            model: CsdNerfactoModel = copy.deepcopy(self.config.model).setup(
+                scene_box=dataset.scene_box,
+                num_train_data=len(dataset),
+                metadata=dataset.metadata,
+                device=self.device,
+            )
+        # As the model of a scene that was never edited: without what an edit keeps of its own source.
+        weights = {
+            name: value for name, value in weights.items() if not is_of_source(name.removeprefix("_model."))
+        }
+        model.load_scene(weights, origin)
+        return model.to(self.device).eval()
+
+    def reset_to_source(self) -> None:
+        """Put the source scene back and forget the optimisers' momentum; a round begins at the next step."""
+        edit = self._begun()
+        self.model.load_state_dict(edit.source_weights)
+        if edit.optimizers is not None:
+            for optimizer in edit.optimizers.optimizers.values():
                 optimizer.state.clear()
-        self._edit.targets.restore()
-        self._edit.round = None
-        if self._edit.ahead:
-            self._edit.ahead.forget()
+        edit.targets.restore()
+        edit.round = edit.watched = None
+        if edit.ahead:
+            edit.ahead.forget()
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the source is shown, and the edit is kept to come back to."""
+        return self._edit is not None and self._edit.undone is not None
+
+    def undo(self) -> None:
+        """Show the source; `redo` shows the edit again, and it can then be gone on with."""
+        edit = self._begun()
+        assert edit.optimizers is not None
+        edit.undone = Undone(
+            weights={name: value.clone() for name, value in self.model.state_dict().items()},
+            optimizers=copy.deepcopy(
+                {name: optimizer.state_dict() for name, optimizer in edit.optimizers.optimizers.items()}
+            ),
+            targets=edit.targets.state(),
+            round=edit.round,
+            watched=edit.watched,
+        )
+        self.reset_to_source()
+
+    def redo(self) -> None:
+        """Show the edit that was undone."""
+        edit = self._begun()
+        assert edit.undone is not None and edit.optimizers is not None
+        undone, edit.undone = edit.undone, None
+        self.model.load_state_dict(undone.weights)
+        edit.optimizers.load_optimizers(undone.optimizers)
+        edit.targets.load_state(undone.targets)
+        edit.round, edit.watched = undone.round, undone.watched
+
+    def begin_anew(self) -> None:
+        """Let what is shown, the source, be the start of an edit of its own."""
+        edit = self._begun()
+        self.reset_to_source()
+        edit.undone, edit.alarm = None, NoOpAlarm()
+        self._evaluations_before = -edit.prior.unet_evaluations
+
+    @property
+    def box(self) -> RegionBox | None:
+        """Where the edit shows, if that is a box."""
+        return self._box.box if self._box else None
+
+    def move_box(self, box: RegionBox) -> None:
+        """Let the edit show in another box.
+
+        Raises:
+            InputError: it has no volume.
+        """
+        box.check()
+        assert self._box is not None
+        self._box.box = box
+
+    def keep_to_box(self, box: RegionBox) -> None:
+        """Let an edit that has not begun be in a box and not everywhere; its optimisers are to be made anew.
+
+        Raises:
+            InputError: the box has no volume, or there is nothing of the scene in it.
+        """
+        box.check()
+        edit, config = self._begun(), self.config
+        region = RegionConfig("box", box.center, box.size, box.rotation)
+        where = MovableBox(box)
+        find_region(where, region, self.model, self.datamanager.train_dataset, config.render_size)
+        self.model.load_state_dict(edit.source_weights)
+        keep_source_field(self.model, inside=where.contains, geometry=config.freeze_geometry)
+        edit.source_weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        config.region, self._box, self._where = region, where, where
+
+
+@dataclass(frozen=True)
+class Undone:
+    """An edit while its source is shown.
+
+    Attributes:
+        weights: of the scene after it.
+        optimizers: their states, by groups of parameters.
+        targets: see `Targets.state`.
+        round, watched: see `RunningEdit`.
+    """
+
+    weights: dict[str, Tensor]
+    optimizers: dict[str, Any]
+    targets: dict[str, Tensor]
+    round: int | None
+    watched: tuple[int, Tensor, Tensor] | None
 
 
 @dataclass(kw_only=True)
@@ -793,6 +937,7 @@ class RunningEdit(Running):
         round: number of the newest; None before the first.
         watched: a view of that round: its camera, what it looked like, and its target.
         before: pictures of the source scene from the evaluation cameras.
+        undone: the edit, while its source is shown.
     """
 
     sampler: CameraSampler
@@ -810,6 +955,7 @@ class RunningEdit(Running):
     alarm: NoOpAlarm = field(default_factory=NoOpAlarm)
     source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: Tensor = field(default_factory=lambda: torch.empty(0))
+    undone: Undone | None = None
 
     @property
     def cameras(self) -> Cameras:

@@ -16,6 +16,7 @@ from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.presets import preset
 from csd_nerf.errors import InputError, check, check_at_least, option
+from csd_nerf.nerf.controls import Controls
 from csd_nerf.nerf.generated_model import GeneratedModel, GeneratedModelConfig
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
 from csd_nerf.nerf.orbit_data import OrbitDataManager, OrbitDataManagerConfig
@@ -124,6 +125,19 @@ class GeneratePipeline(PromptedPipeline):
     @property
     def _running(self) -> Running | None:
         return self._generation
+
+    def note_changes(self) -> None:
+        self.config.prompt = self.prompt.value
+        self.config.objective.text_guidance = self.text_guidance.value
+
+    def _make_controls(self) -> Controls:
+        return Controls(self)
+
+    def guidance_read(self) -> tuple[str, ...]:
+        return () if self._begun().prior.guided_by == "itself" else ("text_guidance",)
+
+    def rounds_done(self, step: int) -> None:
+        return None
 
     def _configured(self) -> dict[str, Any]:
         return {"prompt": self.config.prompt, "text_guidance": self.config.objective.text_guidance}

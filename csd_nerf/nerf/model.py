@@ -7,12 +7,15 @@ from typing import Any, Literal, Type  # noqa: UP035 - nerfstudio's own `_target
 from unittest.mock import patch
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from nerfstudio.utils.external import TCNN_EXISTS
 from torch import Tensor, nn
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.before import RGB_BEFORE, SceneBefore
 from csd_nerf.nerf.cpu_fields import CpuDensityField, CpuNerfactoField
 from csd_nerf.nerf.cpu_sampling import CpuProposalSampler, distortion_loss, interlevel_loss
 from csd_nerf.nerf.hash_grid import use_fast_hash_grids
@@ -37,6 +40,8 @@ class CsdNerfactoModel(NerfactoModel):
     """`NerfactoModel` that needs no network to be built and falls back to torch without a GPU."""
 
     config: CsdNerfactoModelConfig
+    scene_before: SceneBefore | None = None
+    """The scene before its edit, where there is one and a viewer that may show it."""
 
     def populate_modules(self) -> None:
         """Build the fields and samplers; LPIPS (an AlexNet download) only when asked for."""
@@ -68,6 +73,17 @@ class CsdNerfactoModel(NerfactoModel):
         """The parent's; what the field keeps for normals is let go of, and with it a part of the graph."""
         outputs = super().forward(ray_bundle)
         self.field._sample_locations = self.field._density_before_activation = None
+        return outputs
+
+    def get_outputs_for_camera(
+        self, camera: Cameras, obb_box: OrientedBox | None = None
+    ) -> dict[str, Tensor]:
+        """The parent's; where there is a scene before, the last is `rgb_before`, which is `rgb` until looked
+        at."""
+        outputs: dict[str, Tensor] = super().get_outputs_for_camera(camera, obb_box)
+        if self.scene_before is not None:
+            drawn = self.scene_before.draw(camera, obb_box)
+            outputs[RGB_BEFORE] = outputs["rgb"] if drawn is None else drawn
         return outputs
 
     def _field_type(self) -> Callable[..., CpuNerfactoField]:

@@ -16,13 +16,14 @@ from nerfstudio.engine.callbacks import (
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import writer
-from nerfstudio.viewer.viewer_elements import ViewerNumber, ViewerText
 from torch import Tensor
 from torch.nn import Parameter
 
 from csd_nerf.errors import check, check_at_least, option
+from csd_nerf.nerf.controls import Controls
 from csd_nerf.nerf.model import CsdNerfactoModel
 from csd_nerf.nerf.rendering import train_proposals_always
+from csd_nerf.nerf.requests import Setting
 from csd_nerf.priors import check_prior, check_vae
 from csd_nerf.priors.elsewhere import Elsewhere, same_device
 from csd_nerf.priors.loading import check_device
@@ -136,15 +137,15 @@ class PromptedPipeline(VanillaPipeline):
 
     config: PromptedPipelineConfig
     model: CsdNerfactoModel
-    viewer_settings: tuple[str, ...] = ("prompt", "text_guidance")
-    """Names of the viewer's elements whose values are saved with a checkpoint."""
+    changeable: tuple[str, ...] = ("prompt", "text_guidance")
+    """Names of the settings that may be changed while a run goes on, and are saved with a checkpoint."""
 
     def __init__(self, config: PromptedPipelineConfig, device: str, **options: Any) -> None:
         super().__init__(config, device, **options)
         train_proposals_always(self.model)
-        # Public attributes: the viewer shows them, and their values are what a step uses.
-        self.prompt = ViewerText("Prompt", config.prompt)
-        self.text_guidance = ViewerNumber("Text guidance", self._configured()["text_guidance"])
+        self.prompt = Setting(config.prompt)
+        self.text_guidance = Setting(float(self._configured()["text_guidance"]))
+        self.controls = self._make_controls()  # public: the viewer looks for it here
         self._evaluations_before = 0
 
     # ---------------------------------------------------------------- state
@@ -158,7 +159,7 @@ class PromptedPipeline(VanillaPipeline):
     def get_extra_state(self) -> dict[str, Any]:
         """Saved with a checkpoint: what the viewer may have changed, beside what the configuration said, and
         the work done."""
-        values = {name: getattr(self, name).value for name in self.viewer_settings}
+        values = {name: getattr(self, name).value for name in self.changeable}
         current = {name: value if isinstance(value, str) else float(value) for name, value in values.items()}
         return {
             "configured": self._configured(),
@@ -172,13 +173,50 @@ class PromptedPipeline(VanillaPipeline):
         # Absent from runs that were saved before it was counted.
         self._evaluations_before = state.get("unet_evaluations", 0)
         configured = self._configured()
-        for name, value in state["current"].items():
-            if name in configured and state["configured"][name] == configured[name]:
-                getattr(self, name).value = value
+        for name in self.changeable:
+            if state["configured"].get(name) == configured[name]:
+                getattr(self, name).value = state["current"][name]
 
     @abstractmethod
     def _configured(self) -> dict[str, Any]:
-        """What the configuration says of the `viewer_settings`, by name."""
+        """What the configuration says of the `changeable`, by name."""
+
+    @abstractmethod
+    def note_changes(self) -> None:
+        """Let the configuration say what was changed since."""
+
+    @abstractmethod
+    def _make_controls(self) -> Controls:
+        """What a viewer shows of a run."""
+
+    @abstractmethod
+    def guidance_read(self) -> tuple[str, ...]:
+        """Names of the guidance scales that the prior reads; known once it is loaded."""
+
+    def check_words(self, prompt: str) -> None:
+        """See that a prompt can be asked with; its embedding is then made.
+
+        Raises:
+            InputError: it is blank.
+        """
+        check(
+            bool(prompt.strip()),
+            "the prompt is blank",
+            expected="what is wanted, in words",
+            got=repr(prompt),
+            hint="write some, and press Apply",
+        )
+        if self._running is not None:
+            self._running.prior.embed([prompt])
+
+    def plan(self, steps: int) -> None:
+        """Let the whole run have so many steps."""
+        if self._running is not None:
+            self._running.max_steps = steps
+
+    @abstractmethod
+    def rounds_done(self, step: int) -> tuple[int, int] | None:
+        """Rounds finished by so many steps, and those of the whole run; None where steps are all there is."""
 
     @property
     def unet_evaluations(self) -> int:

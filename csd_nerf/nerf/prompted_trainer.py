@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +13,23 @@ from threading import Lock
 from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
+import yaml
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
 from csd_nerf import ranks
 from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import NonFiniteResidual
-from csd_nerf.errors import InputError, check, is_out_of_memory, option
+from csd_nerf.errors import InputError, check, check_at_least, is_out_of_memory, option
+from csd_nerf.files import write_text
 from csd_nerf.nerf.closing_words import viewer_command
 from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
 from csd_nerf.nerf.ctrl_c import EXIT_STATUS_INTERRUPTED, ctrl_c_asks, ctrl_c_leaves
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig
 from csd_nerf.nerf.registry import METHODS
+from csd_nerf.nerf.requests import Requests
 from csd_nerf.nerf.runs import Run, adopt
 from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig
 from csd_nerf.priors.folder import is_image_conditioned, vae_factor
@@ -54,6 +59,10 @@ class PromptedTrainerConfig(SceneTrainerConfig):
     max_minutes: Optional[float] = None  # noqa: UP045
     """Stop at the first step after so many minutes, even if steps are left. The minutes of a run that is
     continued count, as its cost.json has them; start-up, final pictures and turntable do not."""
+
+    def plan(self, steps: int) -> None:
+        """Let the whole run have so many steps."""
+        self.max_num_iterations = steps
 
     def _check_prompt(self, expected: str, example: str) -> None:
         """Refuse to begin without a prompt; the message says what is expected, and gives an example."""
@@ -208,6 +217,10 @@ class PromptedTrainer(SceneTrainer):
         self._skipped_in_a_row = 0
         self._meter: CostMeter | None = None
         self._interrupted = False
+        self.requests = Requests()
+        self._whole = self.config
+        self._is_unsaved = self._is_waiting = self._is_scene_drawn = False
+        self.steps_done = 0
         # The viewer draws from a thread of its own as soon as there is a pipeline, and switches the model to
         # evaluation while it does: what is drawn and measured at the start has the model to itself.
         try:
@@ -215,6 +228,11 @@ class PromptedTrainer(SceneTrainer):
                 super().setup(test_mode)
         except KeyboardInterrupt:
             raise SystemExit(EXIT_STATUS_INTERRUPTED) from None
+        self.steps_done = self._start_step
+        self._lock_callbacks()
+        self.pipeline.controls.begun()
+
+    def _lock_callbacks(self) -> None:
         self.callbacks = [_LockedAtTheEnd(callback, self.train_lock) for callback in self.callbacks]
         self.callbacks.append(
             TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._say_what_is_left)
@@ -224,12 +242,28 @@ class PromptedTrainer(SceneTrainer):
         """Run to `max_num_iterations` steps in all, those of a run that is continued included.
 
         A run that has them already only draws its final pictures: it may have been killed before it could.
+        Where there is a viewer, it then waits for what is asked for there.
 
         Raises:
             SystemExit: 130, once all is saved, when Ctrl-C ended the run.
         """
+        self._meter = self._start_meter()
+        is_shown = self.pipeline.controls.is_shown
+        if is_shown and self.training_state == "paused":
+            self._wait()
+            if self._is_waiting:
+                return
+        self._until_interrupted()
+        while is_shown and not self._whole.viewer.quit_on_train_completion:
+            self._wait()
+            if self._is_waiting:
+                return
+            self._start_step = self.steps_done
+            self._until_interrupted()
+
+    def _until_interrupted(self) -> None:
         with ctrl_c_asks(self._end_after_step):
-            self._train()
+            self._train_to_the_end()
         if self._interrupted:
             raise SystemExit(EXIT_STATUS_INTERRUPTED)
 
@@ -239,10 +273,9 @@ class PromptedTrainer(SceneTrainer):
             "\nEnding after this step, with checkpoint and pictures. Ctrl-C again: at once, without."
         )
 
-    def _train(self) -> None:
+    def _train_to_the_end(self) -> None:
         total = self.config
         remaining = total.max_num_iterations - self._start_step
-        self._meter = self._start_meter()
         if remaining <= 0 or self._time_is_up():
             more = "--max-num-iterations" if remaining <= 0 else "--max-minutes"
             CONSOLE.print(f"All steps of this run are done (more: {more}). Drawing its pictures.")
@@ -252,6 +285,7 @@ class PromptedTrainer(SceneTrainer):
         # The parent's number is of steps still to do; the progress display was set up with the total.
         self.config = dataclasses.replace(total, max_num_iterations=remaining)
         self._newest_step = max(self._start_step - 1, 0)
+        self.training_state = "training"
         try:
             super().train()
         finally:
@@ -297,15 +331,111 @@ class PromptedTrainer(SceneTrainer):
             command += ["--output-dir", str(self.config.output_dir)]
         return shlex.join(command)
 
+    # ---------------------------------------------------------------- asked for from a viewer
+
+    @property
+    def steps_planned(self) -> int:
+        """Of the whole run."""
+        return self._whole.max_num_iterations
+
+    def change_prompt(self, prompt: str) -> None:
+        """Follow another prompt, from the next round on.
+
+        Raises:
+            InputError: it is blank.
+        """
+        self.pipeline.check_words(prompt)
+        self.pipeline.prompt.value = prompt.strip()
+        self.save_settings()
+
+    def save_settings(self) -> None:
+        """Write what was changed to config.yml: once for all that is asked for at a time."""
+        self._is_unsaved = True
+
+    def stop_and_keep(self) -> None:
+        """End after the step that is being made, as if it had been the last."""
+        self.stop_training = True
+
+    def go_on(self) -> None:
+        """Make the steps that are left.
+
+        Raises:
+            InputError: steps are being made already.
+        """
+        self._check_waits()
+        self._is_waiting = False
+
+    def more_steps(self, steps: int) -> None:
+        """Go on, to so many steps more than were planned.
+
+        Raises:
+            InputError: steps are being made already; or it is none.
+        """
+        self._check_waits()
+        check_at_least("steps", steps, 1)
+        if self._time_is_up():
+            self._whole.max_minutes = None
+        self._plan(self.steps_planned + steps)
+        self.go_on()
+
+    def _plan(self, steps: int) -> None:
+        self._whole.plan(steps)
+        self.pipeline.plan(steps)
+        writer.GLOBAL_BUFFER["max_iter"] = steps
+        self.save_settings()
+
+    def _check_waits(self) -> None:
+        if not self._is_waiting:
+            raise InputError(
+                "steps are being made",
+                expected="a run that has stopped",
+                got="one that goes on",
+                hint="press Stop and keep first",
+            )
+
+    def _wait(self) -> None:
+        """Do what is asked for until that is to go on; after Ctrl-C it still waits."""
+        self._is_waiting = True
+        self.pipeline.controls.has_stopped()
+        with ctrl_c_leaves():
+            while self._is_waiting:
+                with self.train_lock:
+                    self._serve()
+                time.sleep(0.05)
+            self.pipeline.controls.is_running()
+
+    def _serve(self) -> None:
+        self.requests.serve()
+        if self._is_unsaved:
+            self._is_unsaved = False
+            self.pipeline.note_changes()
+            write_text(self.base_dir / "config.yml", yaml.dump(self._whole))
+
+    # ---------------------------------------------------------------- the parent's ways to a viewer
+
+    def _init_viewer_state(self) -> None:
+        if not self._is_scene_drawn:
+            super()._init_viewer_state()
+        self._is_scene_drawn = True
+
+    def _update_viewer_state(self, step: int) -> None:
+        if self.pipeline.controls.is_shown:
+            self.pipeline.controls.after_step()
+        else:
+            super()._update_viewer_state(step)
+
     def _train_complete_viewer(self) -> None:
-        """The parent's, which shows the end until Ctrl-C; not when one has ended the training."""
-        if not self._interrupted:
+        # The parent's stays in there; `train` waits instead, for there may be more to do.
+        if not self._interrupted and not self.pipeline.controls.is_shown:
             with ctrl_c_leaves():
                 super()._train_complete_viewer()
+
+    # ---------------------------------------------------------------- a step
 
     def train_iteration(self, step: int) -> Any:
         """The parent's step, the last one when the time is up; skipped when a residual is not finite,
         explained when memory runs out."""
+        self._serve()
         self._newest_step = step
         try:
             result = super().train_iteration(step)
@@ -322,12 +452,14 @@ class PromptedTrainer(SceneTrainer):
                 CONSOLE.print(Text(why, "bold red"), soft_wrap=True)
                 raise SystemExit(1) from None
             zero = torch.zeros((), device=self.pipeline.device)
+            self.steps_done = step + 1
             return zero, {}, {}
         except RuntimeError as error:
             if is_out_of_memory(error) and (saved := self._save_before(step)):
                 CONSOLE.print(Text(saved.strip()), soft_wrap=True)
             raise
         self._skipped_in_a_row = 0
+        self.steps_done = step + 1
         if self._meter is not None:
             self._meter.look()
         # nerfstudio begins by setting it to False: an interruption before that is not forgotten.

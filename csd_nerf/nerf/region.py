@@ -11,7 +11,7 @@ from torch import Tensor
 
 from csd_nerf.cameras import corrected_cameras, fit_cameras, view_size
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.region_box import BoxControls, RegionBox
+from csd_nerf.nerf.region_box import MovableBox, RegionBox
 from csd_nerf.nerf.region_hull import Hull, check_camera_types
 from csd_nerf.nerf.region_masks import check_masks, read_mask
 from csd_nerf.nerf.rendering import render_still
@@ -83,7 +83,7 @@ def _flag(name: str) -> str:
 
 
 def find_region(
-    where: BoxControls | Hull, config: RegionConfig, model: NerfactoModel, dataset: InputDataset, size: int
+    where: MovableBox | Hull, config: RegionConfig, model: NerfactoModel, dataset: InputDataset, size: int
 ) -> None:
     """Make the hull of the masks, and see that there is something in the region, before anything long begins.
 

@@ -1,14 +1,15 @@
-"""A box in the scene, and the viewer's controls that move it."""
+"""A box in the scene, and the volume that it is while somebody moves it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import viser.transforms as vtf
 from jaxtyping import Bool, Float
-from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerVec3
 from torch import Tensor
 
 from csd_nerf.errors import check
@@ -58,58 +59,29 @@ class RegionBox:
         return f"center {center}, size {size}, rotation {rotation}"
 
 
-class BoxControls:
-    """A box, and the viewer's controls for it.
+class MovableBox:
+    """The volume of a box, which may be another one for every sample that it is asked about.
 
     Attributes:
-        elements: by the name that they should have as public attributes of a pipeline, where nerfstudio's
-            viewer looks for them.
+        box: as it is now.
     """
 
     def __init__(self, box: RegionBox) -> None:
-        self._configured = box
-        self._center = ViewerVec3("Box center", box.center, step=0.01)
-        self._size = ViewerVec3("Box size", box.size, step=0.01)
-        self._rotation = ViewerVec3("Box rotation", box.rotation, step=0.01)
-        self._viewer = ViewerControl()
-        self.elements = {
-            "box_center": self._center,
-            "box_size": self._size,
-            "box_rotation": self._rotation,
-            "box_from_crop": ViewerButton("Box from Crop Viewport", cb_hook=lambda _: self._take_crop()),
-            "viewer_control": self._viewer,
-        }
-
-    @property
-    def box(self) -> RegionBox:
-        """As the viewer's controls say."""
-        return RegionBox(*(_vector(element.value) for element in (self._center, self._size, self._rotation)))
+        self.box = box
 
     def contains(self, positions: Tensor) -> Tensor:
         """Which positions (..., 3) lie in the box as it is now, (...)."""
         return self.box.contains(positions)
 
-    def configured(self) -> dict[str, Vector]:
-        """What the configuration said, by the names of the elements."""
-        return _by_element(self._configured)
+    def state(self) -> dict[str, Vector]:
+        """For a checkpoint."""
+        return by_name(self.box)
 
-    def current(self) -> dict[str, Vector]:
-        """What the controls say, by the names of the elements."""
-        return _by_element(self.box)
-
-    def _take_crop(self) -> None:
-        """Take over the box that was dragged into place as the viewer's crop."""
-        crop = self._viewer.viewer.control_panel.crop_obb
-        turned = vtf.SO3.from_matrix(crop.R.numpy()).as_rpy_radians()
-        self._center.value = _vector(crop.T.tolist())
-        self._size.value = _vector(crop.S.tolist())
-        self._rotation.value = _vector((turned.roll, turned.pitch, turned.yaw))
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave, or a part of it."""
+        self.box = RegionBox(*(tuple(state.get(name, value)) for name, value in by_name(self.box).items()))
 
 
-def _by_element(box: RegionBox) -> dict[str, Vector]:
+def by_name(box: RegionBox) -> dict[str, Vector]:
+    """The parts of a box, by the names of their settings."""
     return {"box_center": box.center, "box_size": box.size, "box_rotation": box.rotation}
-
-
-def _vector(values: object) -> Vector:
-    x, y, z = (float(value) for value in values)  # type: ignore[attr-defined]
-    return x, y, z

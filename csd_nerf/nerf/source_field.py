@@ -40,11 +40,13 @@ def keep_source_field(
     model that opens them must have them too.
 
     Args:
-        model: that has none yet. Its field is copied as it is now.
+        model: that was not trained yet.
         inside: the part of space that is edited; None is all of it.
         geometry: take densities from the source everywhere, so that only colours change.
         strength: see `set_strength`.
     """
+    joined = model.field.__dict__.pop("forward", None)  # of geometry alone: is replaced
+    assert joined is None or isinstance(joined, _JoinedFields)
     model.source_field = copy.deepcopy(model.field).requires_grad_(False)
     fields = _JoinedFields(model.field, model.source_field, inside, geometry)
     if inside is not None or geometry:

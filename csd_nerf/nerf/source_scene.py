@@ -28,7 +28,7 @@ def source_checkpoint(config: Any) -> Path:
     if source is None or not source.exists():
         raise InputError(
             "the scene that this edit started from is gone",
-            expected=f"{source}, for pictures before the edit and the viewer's reset",
+            expected=f"{source}, for pictures before the edit and the viewer's undo",
             got="no such file",
             hint="put the source run back where it was",
         )

@@ -9,6 +9,7 @@ from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_targe
 
 import torch
 import tyro
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
@@ -17,9 +18,11 @@ from csd_nerf import ranks
 from csd_nerf.errors import InputError, check
 from csd_nerf.nerf.candidate import read_candidate
 from csd_nerf.nerf.closing_words import evaluate_command
+from csd_nerf.nerf.cost import NOTHING, CostMeter
 from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
 from csd_nerf.nerf.model import holds_source
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer, PromptedTrainerConfig
+from csd_nerf.nerf.region_box import RegionBox
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 
 # The config.yml of scenes that were trained before these had a file of their own names them here.
@@ -104,11 +107,15 @@ class EditTrainerConfig(PromptedTrainerConfig):
         self._check_options()
         self._check_prior()
 
-    def _check_options(self) -> None:
-        super()._check_options()
+    def plan(self, steps: int) -> None:
+        super().plan(steps)
         for optimizer in self.optimizers.values():
             if optimizer["scheduler"] is not None:
-                optimizer["scheduler"].max_steps = self.max_num_iterations  # the decay is over the whole edit
+                optimizer["scheduler"].max_steps = steps  # the decay is over the whole edit
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        self.plan(self.max_num_iterations)
         datamanager = self.pipeline.datamanager
         if datamanager.photo_size is not None:
             # The prior is shown the photos: enlarged ones would be a blurred source.
@@ -291,6 +298,92 @@ class EditTrainer(PromptedTrainer):
             return
         # The source's optimisers and schedulers are not those of the edit; the edit's own are.
         super()._load_checkpoint()
+
+    # ---------------------------------------------------------------- asked for from a viewer
+
+    def undo(self) -> None:
+        """Show the source; the edit stays where it is saved, and `redo` shows it again.
+
+        Raises:
+            InputError: steps are being made.
+        """
+        self._check_waits()
+        if not self.pipeline.is_undone:
+            self.pipeline.undo()
+
+    def redo(self) -> None:
+        """Show the edit that was undone.
+
+        Raises:
+            InputError: steps are being made.
+        """
+        self._check_waits()
+        if self.pipeline.is_undone:
+            self.pipeline.redo()
+
+    def go_on(self) -> None:
+        """Make the steps that are left; where the edit was undone, those of another, in another folder."""
+        self._check_waits()
+        if self.pipeline.is_undone:
+            self._begin_anew()
+        super().go_on()
+
+    def more_steps(self, steps: int) -> None:
+        if self.pipeline.is_undone:
+            raise InputError(
+                "the edit that could have more steps is undone",
+                expected="an edit",
+                got="its source",
+                hint="press Redo, and then More steps; or Start, for another edit",
+            )
+        super().more_steps(steps)
+
+    def keep_to_box(self, box: RegionBox) -> None:
+        """Let an edit that has not begun be in a box.
+
+        Raises:
+            InputError: it has begun; or see `EditPipeline.keep_to_box`.
+        """
+        if self.steps_done and not self.pipeline.is_undone:
+            raise InputError(
+                "this edit has begun everywhere",
+                expected="the source, of which an edit in a box can begin",
+                got=f"an edit of {self.steps_done} steps",
+                hint="press Stop and keep, then Undo, and choose the box before Start",
+            )
+        self.pipeline.keep_to_box(box)
+        self._renew()
+        self.save_settings()
+
+    def _begin_anew(self) -> None:
+        """Step 0 of an edit that has a folder of its own; that of the edit before it stays as it is."""
+        config = self.config
+        number = 2
+        first = config.timestamp.partition("+")[0]
+        while (config.get_base_dir().parent / f"{first}+{number}").exists():
+            number += 1
+        config.timestamp = f"{first}+{number}"
+        config.load_checkpoint = config.pipeline.source_checkpoint
+        self.base_dir, self.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
+        self.base_dir.mkdir(parents=True)
+        self._start_step = self.steps_done = 0
+        self._meter = CostMeter(NOTHING, self.device)
+        self.pipeline.begin_anew()
+        self._renew()
+        self.save_settings()
+
+    def _renew(self) -> None:
+        """Optimisers and callbacks of an edit that begins."""
+        self.optimizers = self.setup_optimizers()
+        self.callbacks = self.pipeline.get_training_callbacks(
+            TrainingCallbackAttributes(
+                optimizers=self.optimizers,
+                grad_scaler=self.grad_scaler,
+                pipeline=self.pipeline,
+                trainer=self,
+            )
+        )
+        self._lock_callbacks()
 
 
 class SharedOptimizers(Optimizers):

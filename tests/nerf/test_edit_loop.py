@@ -164,7 +164,7 @@ def test_no_noise_leaves_the_renders_as_targets(small: Make) -> None:
     pipeline = run(small("in2n-baseline", max_num_iterations=1, **strengths)).pipeline
     edit = pipeline._edit
     assert pipeline.unet_evaluations == 0
-    pipeline._reset_to_source()
+    pipeline.reset_to_source()
     pipeline._begin_round(edit, 0)
     (index,) = edit.targets.edited
     drawn = draw(pipeline.model, edit.rays, [index])
@@ -176,7 +176,7 @@ def test_no_steps_of_descent_leave_the_renders_as_targets_exactly(small: Make) -
     """The autoencoder's loss cancels: without a change the target is the picture that was drawn."""
     pipeline = run(small("csd-edit", max_num_iterations=1, pipeline__descent__steps=0)).pipeline
     edit = pipeline._edit
-    pipeline._reset_to_source()
+    pipeline.reset_to_source()
     pipeline._begin_round(edit, 0)
     drawn = as_bytes(draw(pipeline.model, edit.rays, edit.targets.views))
     assert torch.equal(edit.targets.pictures, drawn)
@@ -309,7 +309,7 @@ def test_the_edited_scene_opens_without_a_diffusion_model(small: Make, scene_run
 def test_reset_puts_photos_and_scene_back(small: Make) -> None:
     trainer = run(small("in2n-baseline", max_num_iterations=6))
     pipeline = trainer.pipeline
-    pipeline.reset.cb_hook(pipeline.reset)
+    pipeline.reset_to_source()
     torch.testing.assert_close(pipeline.eval_pictures(), pipeline._edit.before)
     assert not pipeline._edit.targets.edited
     assert torch.equal(pipeline._edit.targets.pictures, pipeline._edit.targets.photos)

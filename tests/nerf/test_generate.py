@@ -326,10 +326,10 @@ def test_ns_eval_and_ns_render_open_it_without_a_diffusion_model(
 def test_the_viewer_finds_what_it_needs(generated: Any) -> None:
     """Its controls, and cameras with pictures to draw in the scene."""
     from nerfstudio.viewer.utils import parse_object
-    from nerfstudio.viewer.viewer_elements import ViewerElement
+    from nerfstudio.viewer.viewer_elements import ViewerControl
 
-    names = {element.name for _, element in parse_object(generated.pipeline, ViewerElement, "Custom")}
-    assert {"Prompt", "Text guidance"} <= names and "Reset to source" not in names
+    found = parse_object(generated.pipeline, ViewerControl, "Custom")
+    assert [control for _, control in found] == [generated.pipeline.controls]
     dataset = generated.pipeline.datamanager.train_dataset
     assert len(dataset) == len(dataset.cameras) == 3
     assert dataset[1]["image"].shape == (24, 24, 3)

@@ -273,7 +273,7 @@ def test_reset_forgets_what_is_under_way(small: Make, apart: None) -> None:
     edit = pipeline._edit
     pipeline._begin_round(edit, 1)
     assert edit.ahead.state()["number"] == 2
-    pipeline._reset_to_source()
+    pipeline.reset_to_source()
     assert edit.ahead.state() is None and edit.ahead.take(2) is None
 
 

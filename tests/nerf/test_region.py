@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -383,47 +384,29 @@ def test_a_killed_edit_resumes_to_the_same_scene(edited_by_masks: Any, edit_conf
     )
 
 
-def test_the_viewer_moves_the_box(edit_config: Make, scene_run: Path, source_pictures: torch.Tensor) -> None:
-    from nerfstudio.viewer.utils import parse_object
-    from nerfstudio.viewer.viewer_elements import ViewerElement
-
+def test_a_box_that_is_moved_shows_the_edit_elsewhere(
+    edit_config: Make, scene_run: Path, source_pictures: torch.Tensor
+) -> None:
     trainer = run(
         edit_config(max_num_iterations=3, pipeline__turntable_frames=0, **box_around_the_table(scene_run))
     )
     pipeline = trainer.pipeline
-    names = {element.name for _, element in parse_object(pipeline, ViewerElement, "Custom Elements")}
-    assert {"Box center", "Box size", "Box rotation", "Box from Crop Viewport"} <= names
-    edited, was = pipeline.eval_pictures(), pipeline._box.box
-    pipeline.box_center.value = (0.0, 0.0, 50.0)
+    edited, was = pipeline.eval_pictures(), pipeline.box
+    pipeline.move_box(replace(was, center=(0.0, 0.0, 50.0)))
     assert torch.equal(pipeline.eval_pictures(), source_pictures[:2])
-    pipeline.box_center.value = was.center
+    pipeline.move_box(was)
     assert torch.equal(pipeline.eval_pictures(), edited)
     assert (edited - source_pictures[:2]).abs().mean() > 0.005
 
-    pipeline.box_center.value = tuple(value + 0.2 for value in was.center)
-    saved, moved = pipeline.get_extra_state(), pipeline._box.box
-    pipeline.box_center.value = was.center
+    moved = replace(was, center=tuple(value + 0.2 for value in was.center))
+    pipeline.move_box(moved)
+    saved = pipeline.get_extra_state()
+    pipeline.move_box(was)
     pipeline.set_extra_state(saved)
-    assert pipeline._box.box == moved != was
-
-
-def test_the_box_comes_from_the_viewers_crop(edit_config: Make, scene_run: Path) -> None:
-    """With the class that nerfstudio's Crop Viewport describes its box with."""
-    from nerfstudio.data.scene_box import OrientedBox
-
-    from csd_nerf.nerf.region_box import BoxControls
-
-    controls = BoxControls(RegionBox((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    crop = OrientedBox.from_params((0.1, 0.2, 0.3), (0.2, -0.4, 0.5), (0.6, 0.8, 0.4))
-
-    class Viewer:
-        class control_panel:
-            crop_obb = crop
-
-    controls._viewer.viewer = Viewer  # type: ignore[assignment]
-    controls.elements["box_from_crop"].cb_hook(None)
-    positions = torch.rand(1000, 3) * 1.5 - 0.5
-    assert torch.equal(controls.contains(positions), crop.within(positions))
+    assert pipeline.box == moved
+    with pytest.raises(InputError, match="no volume"):
+        pipeline.move_box(replace(was, size=(1.0, 0.0, 1.0)))
+    assert pipeline.box == moved
 
 
 # -------------------------------------------------------------------- other methods
@@ -458,7 +441,7 @@ def test_edits_by_the_loop_show_in_the_box_alone(
     pipeline = trainer.pipeline
     cameras = pipeline.datamanager.eval_cameras(32, 32, 1)[0]
     edited = pipeline.draw(cameras)
-    pipeline.box_center.value = (0.0, 0.0, 50.0)
+    pipeline.move_box(replace(pipeline.box, center=(0.0, 0.0, 50.0)))
     assert torch.equal(pipeline.draw(cameras)[0], source_pictures[0])
     assert (edited[0] - source_pictures[0]).abs().mean() > 1e-3
 
@@ -479,7 +462,7 @@ def test_frozen_geometry_stays_to_the_bit(edit_config: Make, scene_run: Path, in
     camera = pipeline._edit.cameras[0:1]
     names = ("depth", "expected_depth", "accumulation")
     edited = model.get_outputs_for_camera(camera)
-    pipeline.reset.cb_hook(pipeline.reset)
+    pipeline.reset_to_source()
     source = model.eval().get_outputs_for_camera(camera)
     kept, was = ({name: outputs[name] for name in names} for outputs in (edited, source))
     torch.testing.assert_close(kept, was, atol=0, rtol=0)

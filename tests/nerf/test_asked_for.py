@@ -1,0 +1,117 @@
+"""What is asked of a run between its steps: undo, more steps, another prompt, a box, a look at the source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from nerf_runs import run
+
+from csd_nerf.errors import InputError
+from csd_nerf.nerf.region_box import RegionBox
+from csd_nerf.nerf.requests import Requests
+
+Make = Any
+
+
+def test_requests_are_done_in_order_and_a_refused_one_ends_nothing() -> None:
+    done: list[str] = []
+    refused: list[InputError] = []
+
+    def refuse() -> None:
+        raise InputError("no", expected="a", got="b", hint="c")
+
+    requests = Requests()
+    requests.ask(lambda: done.append("first"), refused.append)
+    requests.ask(refuse, refused.append)
+    requests.ask(lambda: done.append("last"), refused.append)
+    assert not done
+    requests.serve()
+    assert done == ["first", "last"] and [error.problem for error in refused] == ["no"]
+    requests.serve()
+    assert done == ["first", "last"]
+
+
+@pytest.fixture
+def waiting(edit_config: Make) -> Any:
+    """The trainer of an edit of 4 steps that waits, as it does where there is a viewer."""
+    trainer = run(edit_config(pipeline__turntable_frames=0))
+    trainer._is_waiting = True
+    return trainer
+
+
+def test_an_edit_is_undone_and_redone_to_the_bit(waiting: Any) -> None:
+    pipeline = waiting.pipeline
+    edited = pipeline.eval_pictures()
+    momentum = [state["exp_avg"] for state in waiting.optimizers.optimizers["fields"].state.values()]
+    waiting.undo()
+    assert pipeline.is_undone
+    assert torch.equal(pipeline.eval_pictures(), pipeline._edit.before)
+    with pytest.raises(InputError, match="undone"):
+        waiting.more_steps(3)
+    waiting.redo()
+    assert torch.equal(pipeline.eval_pictures(), edited)
+    back = [state["exp_avg"] for state in waiting.optimizers.optimizers["fields"].state.values()]
+    assert len(momentum) == len(back) > 0
+    assert all(torch.equal(one, other) for one, other in zip(momentum, back, strict=True))
+
+
+def test_more_steps_and_another_prompt_are_in_the_configuration(waiting: Any) -> None:
+    with pytest.raises(InputError, match="blank"):
+        waiting.change_prompt(" ")
+    waiting.change_prompt("turn it into a pencil sketch")
+    waiting.more_steps(3)
+    waiting._serve()
+    saved = yaml.load((waiting.base_dir / "config.yml").read_text(), Loader=yaml.Loader)
+    assert saved.pipeline.prompt == "turn it into a pencil sketch" and saved.max_num_iterations == 7
+    with pytest.raises(InputError, match="steps are being made"):
+        waiting.undo()
+    waiting._start_step = waiting.steps_done
+    waiting._train_to_the_end()
+    assert waiting.steps_done == 7
+    assert waiting.pipeline.rounds_done(7) == (1, 1)
+
+
+def test_an_undone_edit_starts_again_in_a_box_and_a_folder_of_its_own(waiting: Any) -> None:
+    first = waiting.base_dir
+    kept = {path.name for path in (first / "nerfstudio_models").iterdir()}
+    box = RegionBox((0.0, 0.0, 0.0), (50.0, 50.0, 50.0))
+    with pytest.raises(InputError, match="begun everywhere"):
+        waiting.keep_to_box(box)
+    waiting.undo()
+    with pytest.raises(InputError, match="no volume"):
+        waiting.keep_to_box(RegionBox((0.0, 0.0, 0.0), (0.0, 1.0, 1.0)))
+    waiting.keep_to_box(box)
+    waiting.go_on()
+    waiting._start_step = waiting.steps_done
+    waiting._serve()
+    assert waiting.steps_done == 0 and waiting.pipeline.box == box
+    waiting._train_to_the_end()
+    second = waiting.base_dir
+    assert second == first.with_name(f"{first.name}+2")
+    assert {path.name for path in (first / "nerfstudio_models").iterdir()} == kept
+    assert (second / "pictures" / "after.png").exists()
+    saved = yaml.load((second / "config.yml").read_text(), Loader=yaml.Loader)
+    assert saved.pipeline.region.source == "box" and saved.pipeline.region.box_size == (50.0, 50.0, 50.0)
+
+
+def test_the_scene_before_is_drawn_when_it_is_looked_at(waiting: Any) -> None:
+    pipeline, looked_at = waiting.pipeline, False
+    camera = pipeline._edit.cameras[0:1]
+    before, after = pipeline._edit.before, pipeline.eval_pictures()
+    assert "rgb_before" not in pipeline.model.eval().get_outputs_for_camera(camera)
+    pipeline.show_before(lambda: looked_at)
+    random_numbers = torch.get_rng_state()
+    outputs = pipeline.model.get_outputs_for_camera(camera)
+    assert outputs["rgb_before"] is outputs["rgb"]
+    looked_at = True
+    shown = pipeline.model.get_outputs_for_camera(camera)
+    assert not torch.equal(shown["rgb_before"], shown["rgb"])
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    cameras = pipeline.datamanager.eval_cameras(32, 32, 1)[0]
+    outputs = pipeline.model.get_outputs_for_camera(cameras[0:1])
+    assert torch.equal(outputs["rgb_before"].permute(2, 0, 1).cpu(), before[0])
+    assert torch.equal(outputs["rgb"].permute(2, 0, 1).cpu(), after[0])
+    assert "rgb_before" not in "".join(pipeline.state_dict())

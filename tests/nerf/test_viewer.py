@@ -1,0 +1,143 @@
+"""A session in nerfstudio's viewer, with a real browser and a real `ns-train csd-edit-tiny`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+playwright = pytest.importorskip("playwright.sync_api", reason="there is no Playwright to drive a browser")
+SECONDS = 1000
+PICTURES = os.environ.get("CSD_NERF_VIEWER_PICTURES")
+"""A folder for screenshots, to look at."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        try:
+            browser = driver.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--use-gl=swiftshader"]
+            )
+        except playwright.Error as error:
+            pytest.skip(f"there is no Chromium: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def command(module: str, *options: str, log: Path) -> Iterator[int]:
+    """A nerfstudio command with a viewer, for a while; gives its port."""
+    port = free_port()
+    words = [sys.executable, "-m", f"nerfstudio.scripts.{module}", *options]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*words, "--viewer.websocket-port", str(port)], stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            yield port
+            assert process.poll() is None, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+class Session:
+    """A tab on a viewer."""
+
+    def __init__(self, browser: Any, port: int) -> None:
+        self.page = browser.new_page(viewport={"width": 1200, "height": 1100})
+        for _ in range(120):  # until the command has loaded what it needs
+            try:
+                self.page.goto(f"http://localhost:{port}")
+                break
+            except playwright.Error:
+                self.page.wait_for_timeout(500)
+        self.page.set_default_timeout(30 * SECONDS)
+
+    def button(self, label: str) -> Any:
+        return self.page.get_by_role("button", name=label, exact=True)
+
+    def field(self, label: str) -> Any:
+        """The input that stands behind its label."""
+        return self.page.locator(f"xpath=//*[normalize-space(text())='{label}']/following::input[1]")
+
+    def wait_for(self, text: str) -> None:
+        self.page.get_by_text(re.compile(text)).first.wait_for()
+
+    def keep_picture(self, name: str) -> None:
+        if PICTURES:
+            self.page.wait_for_timeout(2 * SECONDS)
+            self.page.screenshot(path=Path(PICTURES) / f"{name}.png")
+
+
+def test_an_editing_session(browser: Any, scene_run: Path, tmp_path: Path) -> None:
+    options = [
+        "csd-edit-tiny", "--load-dir", str(scene_run), "--output-dir", str(tmp_path), "--timestamp", "edit",
+        "--prompt", "make it night", "--max-num-iterations", "30", "--start-paused", "True",
+        "--pipeline.render-size", "32", "--pipeline.picture-size", "32", "--pipeline.turntable-frames", "2",
+    ]  # fmt: skip
+    folder = tmp_path / "still_life" / "csd-edit-tiny" / "edit"
+    with command("train", *options, log=tmp_path / "log") as port:
+        session = Session(browser, port)
+        session.button("Start").wait_for()
+        session.wait_for("[Ss]tep 0 of 30")
+        session.keep_picture("at-first")
+        assert session.page.get_by_text("Custom Elements").count() == 0
+        assert not session.button("Stop and keep").is_visible()
+
+        prompt = session.field("Prompt")
+        prompt.fill("   ")
+        session.button("Apply").click()
+        session.wait_for("The prompt is blank")
+        prompt.fill("turn it into a pencil sketch")
+        assert config_of(folder).pipeline.prompt == "make it night"  # letters are no prompt yet
+        session.button("Apply").click()
+        session.wait_for("from the next round on")
+        session.keep_picture("prompt")
+        assert config_of(folder).pipeline.prompt == "turn it into a pencil sketch"
+
+        session.button("Start").click()
+        session.wait_for("All steps are done")
+        session.wait_for("[Ss]tep 30 of 30")
+        session.keep_picture("after-the-end")
+        assert (folder / "pictures" / "after.png").exists()
+
+        session.field("Before and after").click()
+        session.keep_picture("before-and-after")
+
+        session.button("Undo").click()
+        session.wait_for("this is the source")
+        session.keep_picture("undone")
+        session.button("Redo").click()
+        session.button("Undo").wait_for()
+
+        session.button("More steps").click()
+        session.wait_for("of 130")
+        session.button("Stop and keep").click()
+        session.wait_for("Stopped after")
+        session.keep_picture("stopped")
+        session.button("Start").wait_for()
+        session.page.close()
+    (checkpoint,) = (folder / "nerfstudio_models").glob("*.ckpt")
+    assert 30 <= int(checkpoint.stem.removeprefix("step-")) < 129
+
+
+def config_of(folder: Path) -> Any:
+    return yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
