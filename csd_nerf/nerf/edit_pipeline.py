@@ -504,13 +504,13 @@ class EditPipeline(PromptedPipeline):
             [as_bytes(self.datamanager.train_photos([view], height, width)) for view in range(count)]
         )
 
-    @property
-    def prior(self) -> "Prior":
+    # Methods, for nerfstudio's viewer reads every property before the edit begins.
+
+    def running_prior(self) -> "Prior":
         """The diffusion model, while the edit runs."""
         return self._begun().prior
 
-    @property
-    def rounds(self) -> int:
+    def planned_rounds(self) -> int:
         """Of the whole edit."""
         return self.config.round_of(self._begun().max_steps - 1) + 1
 
@@ -575,7 +575,7 @@ class EditPipeline(PromptedPipeline):
     def _begin_round(self, edit: "RunningEdit", number: int) -> None:
         """Keep what views should look like, of the scene as it is or, edited ahead, as it was a round ago."""
         assert edit.edit is not None
-        indices, rounds = edit.sampler(number), self.rounds
+        indices, rounds = edit.sampler(number), self.planned_rounds()
         with torch.autocast(self.device.type, enabled=False):
             edited = edit.ahead.take(number) if edit.ahead else None
             if edited is None:
@@ -778,9 +778,8 @@ class EditPipeline(PromptedPipeline):
     def rounds_done(self, step: int) -> tuple[int, int] | None:
         if self._edit is None or self.config.route == "gradient" or not self.config.fits_per_round:
             return None
-        planned = self._edit.max_steps
-        all_of_them = self.config.round_of(planned - 1) + 1
-        return all_of_them if step >= planned else self.config.round_of(step), all_of_them
+        planned = self.planned_rounds()
+        return planned if step >= self._edit.max_steps else self.config.round_of(step), planned
 
     def show_before(self, is_looked_at: Callable[[], bool]) -> None:
         """Offer the scene before the edit as an output of the model, `rgb_before`.

@@ -57,8 +57,8 @@ class ViewsToTry:
         self.images, self._source, self._condition = pipeline.views_with_source(self.indices)
         # All the steps that the rounds of an edit take, one after the other.
         settings = copy.deepcopy(config)
-        settings.descent.steps *= pipeline.rounds
-        self._edit = descend(settings, pipeline.prior)
+        settings.descent.steps *= pipeline.planned_rounds()
+        self._edit = descend(settings, pipeline.running_prior())
 
     def ask(self, prompt: str, guidance: Guidance, seed: int) -> Tried:
         """Edit the views, by the objective and as far as the method does.
