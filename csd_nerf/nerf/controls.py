@@ -201,6 +201,8 @@ class Controls(ViewerControl):
 
     def after_step(self) -> None:
         """Show how far the run is, and let the picture follow; while a camera moves, it comes first."""
+        if not self._acts:  # of several processes
+            return
         while time.time() - self.viewer.last_move_time < _MOVING:
             time.sleep(_MOVING / 2)
         if self._began is None:

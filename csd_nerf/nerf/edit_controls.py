@@ -89,6 +89,8 @@ class EditControls(Controls):
         self._redo = self._button(
             "Redo", lambda: self._changing_the_scene(self._trainer.redo), icon="ARROW_FORWARD_UP"
         )
+        self._strength = self.gui.add_slider("Strength", 0.0, 1.0, 0.05, self.pipeline.strength)
+        self._strength.on_update(self._mixed)
         self._build_before()
         box = self.pipeline.box
         is_given_otherwise = self.pipeline.config.region.source not in ("none", "box")
@@ -113,6 +115,12 @@ class EditControls(Controls):
         for number in self._numbers:
             number.on_update(self._typed)
         self._show_box()
+
+    def _mixed(self, event: Any) -> None:
+        if event.client is None:  # set by this class
+            return
+        strength = min(max(float(self._strength.value), 0.0), 1.0)
+        self.ask(lambda: _in_order(lambda: self._trainer.show_at(strength), self._redraw), event.client)
 
     # ---------------------------------------------------------------- before and after
 
@@ -228,6 +236,7 @@ class EditControls(Controls):
         self._undo.visible = not is_undone
         self._redo.visible = is_undone
         self._undo.disabled = running or not self._trainer.steps_done
+        self._strength.disabled = running or is_undone or not self._trainer.steps_done
         if is_undone:
             self._start.disabled = False
 

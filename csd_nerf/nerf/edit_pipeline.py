@@ -407,16 +407,13 @@ class EditPipeline(PromptedPipeline):
             **(by_name(self.config.region.box()) if self._box else {}),
         }
 
-    def note_changes(self) -> None:
-        self.config.prompt = self.prompt.value
-        guidance = self._guidance()
-        self.config.guidance.text_guidance, self.config.guidance.image_guidance = (
-            guidance.text,
-            guidance.image,
-        )
+    def note_changes(self, config: Any) -> None:
+        config.prompt, guidance = self.prompt.value, self._guidance()
+        config.guidance.text_guidance, config.guidance.image_guidance = guidance.text, guidance.image
         if self._box:
-            for name, value in by_name(self._box.box).items():
-                setattr(self.config.region, name, value)
+            box = self._box.box
+            config.region = RegionConfig("box", box.center, box.size, box.rotation)
+        config.strength = self.strength
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Field and proposal networks, the latter unless they are kept; an edit leaves cameras alone."""
@@ -889,11 +886,18 @@ class EditPipeline(PromptedPipeline):
         """
         box.check()
         edit, config = self._begun(), self.config
+        check(
+            not keeps_source_field(self.model),
+            "the box comes too late",
+            expected="a run without --pipeline.freeze-geometry, the strength of which was not changed",
+            got="two fields in use already",
+            hint="begin the edit anew, with --pipeline.region.source box",
+        )
         region = RegionConfig("box", box.center, box.size, box.rotation)
         where = MovableBox(box)
         find_region(where, region, self.model, self.datamanager.train_dataset, config.render_size)
         self.model.load_state_dict(edit.source_weights)
-        keep_source_field(self.model, inside=where.contains, geometry=config.freeze_geometry)
+        keep_source_field(self.model, inside=where.contains)
         edit.source_weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
         config.region, self._box, self._where = region, where, where
 

@@ -126,9 +126,9 @@ class GeneratePipeline(PromptedPipeline):
     def _running(self) -> Running | None:
         return self._generation
 
-    def note_changes(self) -> None:
-        self.config.prompt = self.prompt.value
-        self.config.objective.text_guidance = self.text_guidance.value
+    def note_changes(self, config: Any) -> None:
+        config.prompt = self.prompt.value
+        config.objective.text_guidance = self.text_guidance.value
 
     def _make_controls(self) -> Controls:
         return Controls(self)

@@ -182,8 +182,8 @@ class PromptedPipeline(VanillaPipeline):
         """What the configuration says of the `changeable`, by name."""
 
     @abstractmethod
-    def note_changes(self) -> None:
-        """Let the configuration say what was changed since."""
+    def note_changes(self, config: Any) -> None:
+        """Let a configuration of this pipeline, its own or a copy, say what was changed since."""
 
     @abstractmethod
     def _make_controls(self) -> Controls:

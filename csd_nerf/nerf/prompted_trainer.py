@@ -219,6 +219,8 @@ class PromptedTrainer(SceneTrainer):
         self._interrupted = False
         self.requests = Requests()
         self._whole = self.config
+        # What is built from it writes tensors into it, which config.yml is not to hold.
+        self._recorded = copy.deepcopy(self.config)
         self._is_unsaved = self._is_waiting = self._is_scene_drawn = False
         self.steps_done = 0
         # The viewer draws from a thread of its own as soon as there is a pipeline, and switches the model to
@@ -408,8 +410,13 @@ class PromptedTrainer(SceneTrainer):
         self.requests.serve()
         if self._is_unsaved:
             self._is_unsaved = False
-            self.pipeline.note_changes()
-            write_text(self.base_dir / "config.yml", yaml.dump(self._whole))
+            recorded = self._recorded
+            for name in ("timestamp", "load_checkpoint", "max_minutes"):
+                setattr(recorded, name, getattr(self._whole, name))
+            recorded.plan(self.steps_planned)
+            self.pipeline.note_changes(self.pipeline.config)
+            self.pipeline.note_changes(recorded.pipeline)
+            write_text(self.base_dir / "config.yml", yaml.dump(recorded))
 
     # ---------------------------------------------------------------- the parent's ways to a viewer
 

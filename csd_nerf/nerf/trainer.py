@@ -338,6 +338,23 @@ class EditTrainer(PromptedTrainer):
             )
         super().more_steps(steps)
 
+    def show_at(self, strength: float) -> None:
+        """Show so much of the edit; nothing is trained anew.
+
+        Raises:
+            InputError: steps are being made, or the source is shown; or see `EditPipeline.show_at`.
+        """
+        self._check_waits()
+        check(
+            not self.pipeline.is_undone,
+            "there is nothing to mix with the source",
+            expected="an edit",
+            got="one that is undone",
+            hint="press Redo first",
+        )
+        self.pipeline.show_at(strength)
+        self.save_settings()
+
     def keep_to_box(self, box: RegionBox) -> None:
         """Let an edit that has not begun be in a box.
 

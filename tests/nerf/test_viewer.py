@@ -8,13 +8,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+
+from csd_nerf.nerf.config_loader import read_config
 
 playwright = pytest.importorskip("playwright.sync_api", reason="there is no Playwright to drive a browser")
 SECONDS = 1000
@@ -78,6 +80,14 @@ class Session:
         """The input that stands behind its label."""
         return self.page.locator(f"xpath=//*[normalize-space(text())='{label}']/following::input[1]")
 
+    def type(self, label: str, words: str, place: int = 1) -> None:
+        """Into the input of this number behind a label, and leave it."""
+        field = self.page.locator(
+            f"xpath=(//*[normalize-space(text())='{label}']/following::input[not(@type='hidden')])[{place}]"
+        )
+        field.fill(words)
+        field.press("Tab")
+
     def wait_for(self, text: str) -> None:
         self.page.get_by_text(re.compile(text)).first.wait_for()
 
@@ -128,6 +138,18 @@ def test_an_editing_session(browser: Any, scene_run: Path, tmp_path: Path) -> No
         session.button("Redo").click()
         session.button("Undo").wait_for()
 
+        session.type("Strength", "0.5")
+        wait_until(lambda: config_of(folder).pipeline.strength == 0.5)
+        session.keep_picture("half-the-edit")
+        session.type("Strength", "1")
+        wait_until(lambda: config_of(folder).pipeline.strength == 1.0)
+        session.type("Text guidance", "3")
+        wait_until(lambda: config_of(folder).pipeline.objective.text_guidance == 3.0)
+        for word in ("-", "-12"):
+            session.type("Text guidance", word)
+            session.page.wait_for_timeout(SECONDS)
+            assert 0 <= config_of(folder).pipeline.objective.text_guidance <= 15
+
         session.button("More steps").click()
         session.wait_for("of 130")
         session.button("Stop and keep").click()
@@ -139,5 +161,44 @@ def test_an_editing_session(browser: Any, scene_run: Path, tmp_path: Path) -> No
     assert 30 <= int(checkpoint.stem.removeprefix("step-")) < 129
 
 
+def test_a_box(browser: Any, scene_run: Path, tmp_path: Path) -> None:
+    options = [
+        "csd-edit-tiny", "--load-dir", str(scene_run), "--output-dir", str(tmp_path), "--timestamp", "edit",
+        "--prompt", "make it night", "--max-num-iterations", "8", "--start-paused", "True",
+        "--pipeline.render-size", "32", "--pipeline.picture-size", "32", "--pipeline.turntable-frames", "2",
+    ]  # fmt: skip
+    folder = tmp_path / "still_life" / "csd-edit-tiny" / "edit"
+    with command("train", *options, log=tmp_path / "log") as port:
+        session = Session(browser, port)
+        session.wait_for("[Ss]tep 0 of 8")
+        session.page.get_by_text("Region", exact=True).click()
+        session.button("Box from crop").click()
+        session.wait_for("There is no crop to take the box from")
+        session.type("Box size", "0")
+        session.wait_for("The box has no volume")
+        session.type("Box center", "50")
+        session.button("Edit in a box only").click()
+        session.wait_for("Nothing of the scene lies in the box")
+        session.type("Box center", "0")
+        for place in (1, 2, 3):
+            session.type("Box size", "20", place)
+        session.button("Edit in a box only").click()
+        session.wait_for("The edit shows in this box")
+        session.keep_picture("box")
+        session.button("Start").click()
+        session.wait_for("All steps are done")
+        session.page.close()
+    region = config_of(folder).pipeline.region
+    assert region.source == "box" and region.box_size == (20.0, 20.0, 20.0)
+    assert (folder / "pictures" / "region.png").exists()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def config_of(folder: Path) -> Any:
-    return yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
+    return read_config(folder / "config.yml")
