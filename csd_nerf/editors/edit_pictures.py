@@ -248,7 +248,8 @@ def _masks(
 
 def _mask(mask: Any) -> Float[Tensor, "h w"]:
     if isinstance(mask, Image.Image):
-        return torch.from_numpy(np.asarray(mask.convert("L"))) / 255
+        values = torch.from_numpy(np.array(mask.convert("LA"))).float() / 255
+        return values[..., 0] * values[..., 1]  # what is transparent counts as black
     return mask.float()
 
 

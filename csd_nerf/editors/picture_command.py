@@ -131,8 +131,8 @@ class Panorama(PictureCommand):
     bands: tuple[float, ...] = ()
     """Shares of the width that the prompts take from left to right, together 1. Default all alike."""
     masks: tuple[Path, ...] = ()
-    """Instead of bands, a picture for each prompt, of the input's size: white where it counts, black where
-    not."""
+    """Instead of bands, a picture for each prompt, of the input's size: white where it counts, black or
+    transparent where not."""
     feather: Optional[int] = None  # noqa: UP045
     """Width in pixels over which regions fade into each other. Default half a window."""
 
@@ -149,7 +149,7 @@ class Panorama(PictureCommand):
             self.settings(),
             wrap=self.wrap,
             shares=self.bands or None,
-            masks=[read_picture(mask).pixels.mean(0) for mask in self.masks] or None,
+            masks=[read_picture(mask).whiteness for mask in self.masks] or None,
             feather=self.feather,
             observer=observer,
         )

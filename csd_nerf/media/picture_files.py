@@ -91,6 +91,12 @@ class Picture:
     exif: bytes | None = None
     icc_profile: bytes | None = None
 
+    @property
+    def whiteness(self) -> Float[Tensor, "h w"]:
+        """How white it is as a mask, 0..1; what is transparent counts as black."""
+        grey = self.pixels.mean(0)
+        return grey if self.alpha is None else grey * self.alpha[0]
+
 
 def read_picture(path: Path) -> Picture:
     """Read a picture: PNG, JPEG, WebP, TIFF and what else Pillow knows, of any mode, 8 or 16 bits deep.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from csd_nerf.cameras import fit_photo
 from csd_nerf.errors import InputError
+from csd_nerf.media.picture_files import read_picture
 
 WHITE = 128
 """From this grey value (of 255) on, a pixel of a mask counts as white when empty masks are looked for."""
@@ -20,9 +19,7 @@ WHITE = 128
 
 def read_mask(dataset: InputDataset, index: int, height: int, width: int) -> Float[Tensor, "1 height width"]:
     """A view's mask, cropped and resampled as its photo is: the share of each pixel that is white, 0..1."""
-    with Image.open(mask_files(dataset)[index]) as picture:
-        grey = np.asarray(picture.convert("L"), dtype=np.float32) / 255
-    return fit_photo(torch.from_numpy(grey)[..., None], height, width)
+    return fit_photo(read_picture(mask_files(dataset)[index]).whiteness[..., None], height, width)
 
 
 def mask_files(dataset: InputDataset) -> list[Path]:
@@ -86,12 +83,13 @@ def check_masks(dataset: InputDataset, *, allow_empty: bool) -> list[bool]:
 
 def _size_and_brightest(mask: Path) -> tuple[tuple[int, int], int]:
     try:
-        with Image.open(mask) as picture:
-            return picture.size, int(np.asarray(picture.convert("L")).max())
-    except (OSError, UnidentifiedImageError) as error:
+        white = read_picture(mask).whiteness
+    except InputError as error:
         raise InputError(
             f"the mask {mask} cannot be read",
             expected="a grey picture, white where to edit",
-            got=str(error),
+            got=error.got,
             hint="make it again, or remove `mask_path` from transforms.json and give the region as a box",
         ) from error
+    height, width = white.shape
+    return (width, height), round(float(white.max()) * 255)

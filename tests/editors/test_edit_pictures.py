@@ -197,11 +197,18 @@ def test_a_mask_does_as_a_band(text_to_image_folder: Any, text_to_image_prior: P
     left = torch.zeros(96, 200)
     left[:, :80] = 1
     options = text_to_image(text_to_image_folder)
-    by_bands, by_masks = (
+    transparent = Image.new("LA", (200, 96), (255, 0))
+    transparent.paste((255, 255), (0, 0, 80, 96))
+    by_bands, by_masks, by_alpha = (
         edit_panorama(image, ["a", "b"], options, loaded=text_to_image_prior, **regions)
-        for regions in ({"shares": [0.4, 0.6]}, {"masks": [left, 1 - left]})
+        for regions in (
+            {"shares": [0.4, 0.6]},
+            {"masks": [left, 1 - left]},
+            {"masks": [transparent, 1 - left]},
+        )
     )
     torch.testing.assert_close(by_bands, by_masks)
+    torch.testing.assert_close(by_bands, by_alpha)
 
 
 def test_reflection_repeats_no_edge() -> None:

@@ -248,3 +248,17 @@ def test_pages_are_refused_in_their_own_words(tmp_path: Path) -> None:
         read_picture(tmp_path / "in.tif")
     assert "holds several pictures" in str(raised.value)
     assert "cannot be read" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "P"])
+def test_a_mask_is_white_where_it_shows(mode: str, tmp_path: Path) -> None:
+    """In whatever kind of file: white and black, or white with a transparent part."""
+    shown = Image.new("L", (6, 4))
+    shown.paste(255, (0, 0, 2, 4))
+    mask = shown
+    if mode.endswith("A"):
+        mask = Image.new(mode.removesuffix("A"), shown.size, "white")
+        mask.putalpha(shown)
+    mask.convert(mode).save(tmp_path / "mask.png")
+    white = read_picture(tmp_path / "mask.png").whiteness
+    assert torch.equal(white, torch.from_numpy(np.asarray(shown)) / 255)
