@@ -21,6 +21,7 @@ from typing import Any
 
 from csd_nerf.comparison.live import LiveTable
 from csd_nerf.comparison.running_jobs import run_stages
+from csd_nerf.demo.child import end_commands_with_this_process
 from csd_nerf.demo.demo_settings import Progress, StageRecord
 from csd_nerf.demo.stages import Stage
 from csd_nerf.errors import InputError, check, check_at_least
@@ -262,6 +263,7 @@ class _Correspondent(Progress):
 
 def _work(job: int | None, stages: Sequence[Stage], mailbox: Any) -> str | None:
     """Do what is left of a job, in a worker; returns why it failed, if it did."""
+    end_commands_with_this_process()
     folder = stages[0].folder
     if not (folder / "settings.json").exists():
         return (

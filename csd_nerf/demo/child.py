@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from csd_nerf.errors import InputError
@@ -23,6 +24,7 @@ LINES_OF_A_FAILURE = 8
 
 _SET_PARENT_DEATH_SIGNAL = 1
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+_begin: Callable[[], None] | None = None  # in a command's process, before it becomes the command
 _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_])")
 _STEP = re.compile(r"^\s*(\d+) \(\d+(?:\.\d+)?%\)")
 _NOISE = re.compile(
@@ -78,7 +80,7 @@ def run_command(command: Sequence[str], *, folder: Path, log: Path, watch: Calla
             text=True,  # which also makes a carriage return the end of a line
             encoding="utf8",
             errors="replace",
-            preexec_fn=_die_with_parent,
+            preexec_fn=_begin,
         )
         try:
             assert child.stdout is not None, "asked for above"
@@ -114,13 +116,16 @@ def find_program(name: str) -> str:
     return found
 
 
-def _die_with_parent() -> None:
-    """On Linux, let this process be killed when the one that started it is, which nothing else would do.
+def end_commands_with_this_process() -> None:
+    """On Linux, let commands that are begun from now on be killed when this process is.
 
-    What had been killed, by Ray for want of memory, say, would otherwise go on beside its second try.
+    For processes that something else may kill and begin again, as Ray does for want of memory: the command
+    would otherwise go on beside its second try. Not for one that people stop, which stops its commands itself:
+    a signal that comes while a command is begun in this way can be lost.
     """
+    global _begin
     if _PRCTL is not None:
-        _PRCTL(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        _begin = partial(_PRCTL, _SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _stop(child: subprocess.Popen[str]) -> None:
