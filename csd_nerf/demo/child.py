@@ -120,8 +120,8 @@ def end_commands_with_this_process() -> None:
     """On Linux, let commands that are begun from now on be killed when this process is.
 
     For processes that something else may kill and begin again, as Ray does for want of memory: the command
-    would otherwise go on beside its second try. Not for one that people stop, which stops its commands itself:
-    a signal that comes while a command is begun in this way can be lost.
+    would otherwise go on beside its second try. Not for one that people stop, which stops its commands
+    itself: a signal that comes while a command is begun in this way can be lost.
     """
     global _begin
     if _PRCTL is not None:
