@@ -151,7 +151,8 @@ class EditTrainerConfig(PromptedTrainerConfig):
             got=f"{processes} processes",
         )
         manager = pipeline.datamanager
-        patches = max(1, manager.train_num_rays_per_batch // manager.patch_size**2)
+        side = max(1, manager.patch_size)  # what is below 1 the pipeline refuses
+        patches = max(1, manager.train_num_rays_per_batch // side**2)
         check(
             patches >= processes,
             "a fit has no rays for every process",
