@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.priors.base import Prior, Text
+from csd_nerf.priors.wrapped import Wrapped
 
 
-class Elsewhere(Prior):
+class Elsewhere(Wrapped):
     """A prior as it is seen from another device.
 
     What goes in is moved to the prior's device, what comes out to `device`, with its gradient where it has
@@ -23,24 +24,8 @@ class Elsewhere(Prior):
     """
 
     def __init__(self, prior: Prior, device: torch.device) -> None:
-        self.prior = prior
+        super().__init__(prior)
         self.device = device
-        self.image_conditioned = prior.image_conditioned
-        self.guided_by = prior.guided_by
-        self.time_shift = prior.time_shift
-        self.shown = prior.shown
-        self.schedule = prior.schedule
-        self.latent_channels = prior.latent_channels
-        self.vae_factor = prior.vae_factor
-        self.native_size = prior.native_size
-        self.dtype = prior.dtype
-        self.unet_batch_size = prior.unet_batch_size
-        self.vae_batch_size = prior.vae_batch_size
-        self.self_attention_layers = prior.self_attention_layers
-
-    @property
-    def unet_evaluations(self) -> int:  # type: ignore[override]
-        return self.prior.unet_evaluations
 
     def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
         return self._here(self.prior.encode(self._there(images)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from csd_nerf import ranks
 from csd_nerf.priors.base import Prior, Text
+from csd_nerf.priors.wrapped import Wrapped
 
 
-class Shared(Prior):
+class Shared(Wrapped):
     """A prior of which every rank has its own, and answers its share of the rows.
 
     All ranks ask the same at the same time, and each is given the answers to all rows. What has a gradient
@@ -23,25 +24,12 @@ class Shared(Prior):
     """
 
     def __init__(self, prior: Prior) -> None:
-        self.prior = prior
-        self.image_conditioned = prior.image_conditioned
-        self.guided_by = prior.guided_by
-        self.time_shift = prior.time_shift
-        self.shown = prior.shown
-        self.schedule = prior.schedule
-        self.latent_channels = prior.latent_channels
-        self.vae_factor = prior.vae_factor
-        self.native_size = prior.native_size
-        self.device = prior.device
-        self.dtype = prior.dtype
-        self.unet_batch_size = prior.unet_batch_size
-        self.vae_batch_size = prior.vae_batch_size
-        self.self_attention_layers = prior.self_attention_layers
+        super().__init__(prior)
         self._of_others = 0
 
     @property
     def unet_evaluations(self) -> int:  # type: ignore[override]
-        return self.prior.unet_evaluations + self._of_others
+        return super().unet_evaluations + self._of_others
 
     def encode(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
         return self._by_share(self.prior.encode, images)
@@ -87,9 +75,7 @@ class Shared(Prior):
     ) -> list[Float[Tensor, "m _ _ _"]]:
         return self.prior.self_attention_features(noisy, t, text, condition)
 
-    def _by_share(self, work: object, rows: Tensor) -> Tensor:
-        assert callable(work)
+    def _by_share(self, work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         if torch.is_grad_enabled() and rows.requires_grad:
-            result: Tensor = work(rows)
-            return result
+            return work(rows)
         return ranks.by_share(work, rows)
