@@ -38,7 +38,7 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(scope="session")
 def tiny_prior() -> Prior:
     """The bundled prior on the CPU, in float32."""
-    return load_prior("tiny-instruct", device="cpu", dtype=torch.float32)
+    return load_prior("tiny-instruct", device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def text_to_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def text_to_image_prior(text_to_image_folder: Path) -> Prior:
     """That model on the CPU, in float32."""
-    return load_prior(str(text_to_image_folder), device="cpu", dtype=torch.float32)
+    return load_prior(str(text_to_image_folder), device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

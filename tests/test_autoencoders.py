@@ -79,7 +79,8 @@ def encodings(prior: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         (GPU, True, {"force_upcast": False}, torch.bfloat16),
         (GPU, True, {"force_upcast": True}, torch.float32),  # as of XL
         (GPU, False, {}, torch.float32),
-        (torch.device("cpu"), True, {}, torch.float32),
+        (torch.device("cpu"), True, {}, torch.bfloat16),
+        (torch.device("cpu"), False, {}, torch.float32),
     ],
 )
 def test_the_precision_by_itself(

@@ -25,7 +25,11 @@ PROMPT = "a drawing of a bear"
 
 def load(prior: Path, net: Path, picture="depth", scale: float = 1.0) -> ControlNet:
     loaded = load_prior(
-        str(prior), device="cpu", dtype=torch.float32, control=ControlConfig(str(net), picture, scale)
+        str(prior),
+        device="cpu",
+        dtype=torch.float32,
+        vae_dtype=torch.float32,
+        control=ControlConfig(str(net), picture, scale),
     )
     assert isinstance(loaded, ControlNet)
     return loaded

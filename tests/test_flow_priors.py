@@ -63,7 +63,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     save, options = MODELS[request.param]
     folder = save(tmp_path_factory.mktemp("priors") / "flow", **options)
     return SimpleNamespace(
-        name=request.param, folder=folder, prior=load_prior(str(folder), device="cpu", dtype=torch.float32)
+        name=request.param,
+        folder=folder,
+        prior=load_prior(str(folder), device="cpu", dtype=torch.float32, vae_dtype=torch.float32),
     )
 
 

@@ -75,7 +75,7 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prior(xl_folder: Path) -> StableDiffusionXL:
-    loaded = load_prior(str(xl_folder), device="cpu", dtype=torch.float32)
+    loaded = load_prior(str(xl_folder), device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
     assert isinstance(loaded, StableDiffusionXL) and not loaded.image_conditioned
     return loaded
 
@@ -90,7 +90,7 @@ def test_one_step_equals_the_pipelines(xl_folder: Path, tmp_path: Path, generato
     start = torch.randn(1, 4, 8, 12, generator=generator)
     theirs = step_of_pipeline(pipeline, PROMPT, start)
 
-    prior = load_prior(str(folder), device="cpu", dtype=torch.float32)
+    prior = load_prior(str(folder), device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
     assert prior.embed([""]).any() == (not empty_is_zero)
     ours, _ = step_of_prior(prior, pipeline, PROMPT, start, None)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -38,7 +38,7 @@ def prior(request: pytest.FixtureRequest) -> Prior:
 @pytest.fixture(scope="module")
 def exact_prior(text_to_image_folder: Path) -> Prior:
     """The text-to-image model in float64."""
-    return load_prior(str(text_to_image_folder), device="cpu", dtype=torch.float64)
+    return load_prior(str(text_to_image_folder), device="cpu", dtype=torch.float64, vae_dtype=torch.float32)
 
 
 def moved_views(prior: Prior, count: int = 2, size: tuple[int, int] = (16, 24)) -> Views:

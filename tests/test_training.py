@@ -124,7 +124,9 @@ def test_the_flow_that_is_trained_is_the_one_that_edits(stages: Path, tmp_path: 
     weights = [part + 0.05 * torch.randn_like(part) for part in flow.new_transformer().parameters()]
     torch.save({"average": weights}, tmp_path / "flow.pt")
     export_pipeline(assembled_flow(tmp_path), tmp_path, tmp_path / "tiny_flow")
-    prior: Any = load_prior(str(tmp_path / "tiny_flow"), device="cpu", dtype=torch.float32)
+    prior: Any = load_prior(
+        str(tmp_path / "tiny_flow"), device="cpu", dtype=torch.float32, vae_dtype=torch.float32
+    )
     assert prior.guided_by == "text" and prior.time_shift == flow.TIME_SHIFT
     texts, nothing = flow.flow_text_tables(flow.FLOW, tmp_path, 0)
     generator = torch.Generator().manual_seed(1)

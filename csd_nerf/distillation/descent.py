@@ -29,6 +29,9 @@ class DescentConfig:
     """The learning rate is multiplied by this from one stair to the next; 1 leaves it as it is."""
     stairs: int = 10
     """Stretches of equal learning rate in an edit, however many steps it has."""
+    growth: float = 1.0
+    """What the learning rate is multiplied by from the first to the last step of an edit in rounds, besides.
+    Short steps first let views that share nothing yet agree, long ones at the end bring back fine detail."""
 
     def check(self, options: str = "") -> None:
         """Refuse numbers that mean nothing.
@@ -45,18 +48,28 @@ class DescentConfig:
             ("learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0"),
             ("decay", 0 < self.decay <= 1, "above 0 and at most 1"),
             ("stairs", self.stairs >= 1, "1 or more"),
+            ("growth", 0 < self.growth < float("inf"), "a number above 0"),
         ):
             setting = f"{options}{name.replace('_', '-')}" if options else name
             check(holds, setting, expected=expected, got=getattr(self, name))
 
-    def rate(self, step: int) -> float:
+    def rate(self, step: int, *, first_step: int = 0, of_steps: int | None = None) -> float:
         """Learning rate of a step (0-based) of an edit that has any.
+
+        Args:
+            step: within the round.
+            first_step: the number of the round's first in the whole edit, 0-based.
+            of_steps: of the whole edit; None is this round alone.
 
         Example:
             >>> [round(DescentConfig(steps=200).rate(step), 3) for step in (0, 19, 20, 199)]
             [2.0, 2.0, 1.8, 0.775]
+            >>> growing = DescentConfig(steps=2, learning_rate=1, decay=1, growth=4)
+            >>> [growing.rate(step, first_step=first, of_steps=6) for first in (0, 4) for step in (0, 1)]
+            [1.0, 1.3195079107728942, 3.031433133020796, 4.0]
         """
-        return self.learning_rate * self.decay ** (self.stairs * step // self.steps)
+        share = (first_step + step) / max((of_steps or self.steps) - 1, 1)
+        return self.learning_rate * self.decay ** (self.stairs * step // self.steps) * self.growth**share
 
 
 def edit_latents(
@@ -84,8 +97,8 @@ def edit_latents(
         condition: `prior.condition` of the unedited pictures.
         prompt, source_prompt, generator: see `Objective.gradient`.
         descent: steps and learning rate. With 0 steps the latents come back as they are.
-        first_step, of_steps: where in a longer edit these steps are, for annealed timesteps: the number of
-            the first (0-based), and how many there are in all; None is these alone.
+        first_step, of_steps: where in a longer edit these steps are, for annealed timesteps and a rate that
+            grows: the number of the first (0-based), and how many there are in all; None is these alone.
         on_step: called after each step with its number (0-based), its outcome and the latents, for a
             progress display or a record.
 
@@ -116,7 +129,8 @@ def edit_latents(
             max_steps=of_steps or descent.steps,
             generator=generator,
         )
-        latents = latents - descent.rate(step) * distilled.gradient
+        rate = descent.rate(step, first_step=first_step, of_steps=of_steps)
+        latents = latents - rate * distilled.gradient
         if on_step is not None:
             on_step(step, distilled, latents)
     return latents

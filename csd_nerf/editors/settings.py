@@ -57,8 +57,8 @@ class EditSettings:
     """Another autoencoder for the prior, a hub id or a folder in diffusers format: one retrained, or a small
     fast one such as madebyollin/taesd (for Stable Diffusion 1 and 2). Empty for the prior's own."""
     vae_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number format of the autoencoder; auto takes bfloat16 on a GPU that has it, unless the autoencoder asks
-    for more, and float32 on a CPU."""
+    """Number format of the autoencoder; auto takes bfloat16 where the device computes in it, unless the
+    autoencoder asks for more, else float32."""
     unet_batch_size: int = 20
     """U-Net rows evaluated at a time (csd-edit has 5 per particle); bounds memory."""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from csd_nerf import ranks
 from csd_nerf.nerf.cpu_sampling import distortion_loss, interlevel_loss
 from csd_nerf.nerf.perceptual import PatchLpips
-from csd_nerf.nerf.rendering import render_still
+from csd_nerf.nerf.rendering import render_still, still
 from csd_nerf.nerf.source_field import edited_everywhere
 from csd_nerf.nerf.targets import Targets
 from csd_nerf.pixel_rays import PixelRays
@@ -82,9 +82,9 @@ class Fit:
         patches = ranks.share(len(colours) // self.patch_size**2)
         mine = slice(patches.start * self.patch_size**2, patches.stop * self.patch_size**2)
         part = (mine.stop - mine.start) / len(colours)
-        # Its average appearance code: what evaluation and the viewer show is what the edit works on.
-        model.field.eval()
-        with edited_everywhere(model), ranks.draws_of_all(len(colours), mine):
+        # As views are drawn: what evaluation and the viewer show is what the edit works on. With samples at
+        # random even targets that ask for nothing would move the scene, and blur it.
+        with edited_everywhere(model), still(model):
             outputs = model(rays[mine])
         colours = colours[mine]
         rendered = outputs["rgb"].float()

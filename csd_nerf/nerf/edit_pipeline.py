@@ -52,7 +52,7 @@ from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
 from csd_nerf.priors.shared import Shared
-from csd_nerf.seeds import step_seed
+from csd_nerf.seeds import begin_step
 from csd_nerf.threads import all_for_torch
 
 if TYPE_CHECKING:
@@ -545,7 +545,7 @@ class EditPipeline(PromptedPipeline):
         """
         edit = self._begun()
         # Everything random in this step follows from here, so a resumed edit repeats no step differently.
-        torch.manual_seed(step_seed(edit.seed, step))
+        begin_step(edit.seed, step)
         evaluations = self.unet_evaluations
         if self.config.route == "gradient":
             losses, statistics = self._published_step(edit, step)

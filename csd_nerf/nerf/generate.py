@@ -23,7 +23,7 @@ from csd_nerf.nerf.orbit_data import OrbitDataManager, OrbitDataManagerConfig
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running
 from csd_nerf.nerf.rendering import render_views
 from csd_nerf.nerf.viewpoints import SIDES, Viewpoints, view_prompt
-from csd_nerf.seeds import step_seed
+from csd_nerf.seeds import begin_step
 
 
 @dataclass
@@ -179,7 +179,7 @@ class GeneratePipeline(PromptedPipeline):
         """
         running, config = self._begun(), self.config
         # Everything random in this step follows from here, so a resumed run repeats no step differently.
-        torch.manual_seed(step_seed(running.seed, step))
+        begin_step(running.seed, step)
         viewpoints = self.datamanager.random_viewpoints(count=config.particles, seed=running.seed, step=step)
         size = self.render_size_at(step)
         self.datamanager.rays_per_step = config.particles * size**2

@@ -18,6 +18,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from nerfstudio.utils import writer
 from torch import Tensor
 from torch.nn import Parameter
+from typing_extensions import Self
 
 from csd_nerf.errors import check, check_at_least, option
 from csd_nerf.nerf.controls import Controls
@@ -51,8 +52,8 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
     """Another autoencoder for the prior, a hub id or a folder in diffusers format: one retrained, or a small
     fast one such as madebyollin/taesd (for Stable Diffusion 1 and 2). Empty for the prior's own."""
     vae_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number format of the autoencoder; `auto` takes bfloat16 on a GPU that has it, unless the autoencoder
-    asks for more, and float32 on a CPU."""
+    """Number format of the autoencoder; `auto` takes bfloat16 where the device computes in it, unless the
+    autoencoder asks for more, else float32."""
     unet_batch_size: int = 20
     """U-Net rows evaluated at a time; bounds the diffusion model's memory."""
     vae_batch_size: int = 1
@@ -147,6 +148,11 @@ class PromptedPipeline(VanillaPipeline):
         self.text_guidance = Setting(float(self._configured()["text_guidance"]))
         self.controls = self._make_controls()  # public: the viewer looks for it here
         self._evaluations_before = 0
+
+    def train(self, mode: bool = True) -> Self:
+        """The parent's. nerfstudio asks for it before every step, and to say it to each of hundreds of parts
+        takes longer than to draw random rays: only where it is not so already."""
+        return self if self.training == self.model.training == mode else super().train(mode)
 
     # ---------------------------------------------------------------- state
 

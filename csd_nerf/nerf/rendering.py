@@ -128,7 +128,7 @@ def render_still(
     rays = rays.flatten()
     size = model.config.eval_num_rays_per_chunk
     colours, depths, shares = [], [], []
-    with _still(model), torch.autocast(model.device.type, enabled=False):
+    with still(model), torch.autocast(model.device.type, enabled=False):
         for chunk in _chunks(torch.arange(len(rays), device=rays.origins.device), size):
             bundle = rays[chunk]
             outputs = model(bundle)
@@ -158,8 +158,9 @@ def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _still(model: NerfactoModel) -> Iterator[None]:
-    """Training mode, for the pose correction and the samples, but for what is drawn at random in it."""
+def still(model: NerfactoModel) -> Iterator[None]:
+    """Training mode, for the pose correction and the samples, but for what is drawn at random in it: where
+    samples are, along rays, and of appearance codes the average that evaluation takes."""
     parts: tuple[nn.Module, ...] = (model.proposal_sampler, model.field)
     modes = [part.training for part in parts]
     for part in parts:

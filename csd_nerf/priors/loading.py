@@ -97,8 +97,8 @@ def load_prior(
             float32. Of a flow transformer None is bfloat16 on a GPU that has it, too.
         vae: folder or hub id of another autoencoder for the same latents: an AutoencoderKL or an
             AutoencoderTiny. Empty is the prior's own.
-        vae_dtype: precision of the VAE; None is bfloat16 where a CUDA GPU has it and the VAE's config does
-            not ask for more (`force_upcast`), else float32.
+        vae_dtype: precision of the VAE; None is bfloat16 where the device computes in it and the VAE's config
+            does not ask for more (`force_upcast`), else float32.
         unet_batch_size: most rows through the U-Net at once; a CSD-Edit step has 5 for each view.
         vae_batch_size: most pictures through the VAE at once.
         compile_unet: compile the U-Net with torch.compile: slow first steps, faster ones from then on.
@@ -192,8 +192,7 @@ def automatic_vae_dtype(device: torch.device, config: dict[str, Any]) -> torch.d
         config: of it. Only what it says itself counts: diffusers takes `force_upcast` for granted where a
             config is silent, as those of Stable Diffusion 1 are.
     """
-    # On a CPU the little time it would save is not worth the grain that it leaves in an edit's targets.
-    half = device.type == "cuda" and has_bfloat16(device) and not config.get("force_upcast")
+    half = has_bfloat16(device) and not config.get("force_upcast")
     return torch.bfloat16 if half else torch.float32
 
 

@@ -204,9 +204,22 @@ def test_a_descent_is_that_of_the_latents_of_the_views(small: Make) -> None:
         gradient = objective.gradient(
             latents, source, condition, prompt="make it night", step=step, max_steps=6
         ).gradient
-        latents = latents - config.descent.learning_rate * gradient
+        rate = config.descent.learning_rate * config.descent.growth ** (step / 5)
+        latents = latents - rate * gradient
+    assert config.descent.growth > 1
     expected = drawn + edit.prior.decode(latents) - edit.prior.decode(start)
     torch.testing.assert_close(edit.targets.pictures[-3:].float(), as_bytes(expected).float(), atol=1, rtol=0)
+
+
+def test_a_scene_agrees_with_its_own_views(small: Make) -> None:
+    """Fitted as it is drawn, it is not moved by targets that ask for nothing, but for their rounding."""
+    pipeline = run(small("csd-edit", max_num_iterations=3)).pipeline
+    edit = pipeline._edit
+    edit.targets.restore()
+    edit.targets.put([0, 1], draw(pipeline.model, edit.rays, [0, 1]))
+    pipeline.train()
+    _, difference = edit.fit.losses(pipeline.model, edit.targets)
+    assert difference < 0.5 / 255
 
 
 def test_a_residual_that_is_not_finite_is_asked_for_again(small: Make, monkeypatch: Any) -> None:
