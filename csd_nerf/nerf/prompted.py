@@ -207,7 +207,7 @@ class PromptedPipeline(VanillaPipeline):
             hint="write some, and press Apply",
         )
         if self._running is not None:
-            self._running.prior.embed([prompt])
+            self._running.prior.read_ahead([prompt])
 
     def plan(self, steps: int) -> None:
         """Let the whole run have so many steps."""

@@ -16,7 +16,8 @@ from csd_nerf.priors.folder import REPAIR_HINT, WEIGHTS, find_weights
 
 def place(model: Any, device: torch.device, compiled: bool) -> Any:
     """A network where it is to run, in the form that is fast there."""
-    model = model.to(memory_format=memory_format(device))
+    if all(weight.ndim < 5 for weight in model.parameters()):  # those of clips know no other form
+        model = model.to(memory_format=memory_format(device))
     if compiled:
         model.compile()
     return model.to(device)
