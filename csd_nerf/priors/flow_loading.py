@@ -16,6 +16,7 @@ from csd_nerf.priors.base import Prior
 from csd_nerf.priors.folder import NATIVE_TOKENS, SECOND_TEXT_ENCODER, guided_by, read_json
 from csd_nerf.priors.memory import Load, check_memory
 from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place
+from csd_nerf.priors.quantized import Quantization
 
 _VISION_AND_LANGUAGE = ("Qwen2VLProcessor", "text_encoder", "Qwen2_5_VLForConditionalGeneration")
 _TEXT_PARTS: dict[str, tuple[TextPart, ...]] = {
@@ -51,6 +52,7 @@ def load_flow(
     unet_batch_size: int,
     vae_batch_size: int,
     compiled: bool,
+    quantization: Quantization,
 ) -> Prior:
     """The prior in a folder that was checked and holds one of `FLOW_PIPELINES`.
 
@@ -61,6 +63,7 @@ def load_flow(
         vae_dtype: precision of the VAE.
         unet_batch_size, vae_batch_size: most rows, pictures, at once.
         compiled: compile the transformer with torch.compile.
+        quantization: of the transformer's and the text encoders' linear layers.
 
     Raises:
         InputError: a part cannot be read, this diffusers does not know its class, or the device has too
@@ -80,9 +83,9 @@ def load_flow(
     check_memory(
         folder,
         [
-            Load("transformer", folder / "transformer", dtype),
+            Load("transformer", folder / "transformer", dtype, quantization),
             Load("vae", folder / "vae", vae_dtype, as_told=False),
-            *(Load(part.encoder, folder / part.encoder, dtype) for part in text_parts),
+            *(Load(part.encoder, folder / part.encoder, dtype, quantization) for part in text_parts),
         ],
         device,
     )
@@ -93,9 +96,11 @@ def load_flow(
         for part in ("transformer", "vae")
     )
     return kind(
-        transformer=place(load_weights(transformer, folder / "transformer", dtype), device, compiled),
+        transformer=place(
+            load_weights(transformer, folder / "transformer", dtype), device, compiled, quantization
+        ),
         vae=place(load_weights(vae, folder / "vae", vae_dtype), device, compiled=False),
-        load_text=partial(load_text_models, folder, text_parts, dtype),
+        load_text=partial(load_text_models, folder, text_parts, dtype, quantization),
         guided_by=guided_by(folder),
         time_shift=time_shift(pipeline, read_json(folder / "scheduler/scheduler_config.json")),
         unet_batch_size=unet_batch_size,

@@ -45,6 +45,7 @@ from csd_nerf.priors.folder import (
 from csd_nerf.priors.memory import Load, check_memory
 from csd_nerf.priors.names import find_model
 from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place
+from csd_nerf.priors.quantized import Quantization, check_quantization
 
 NAMES_HELP = (
     "a bundled name (tiny-instruct, tiny-sd), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
@@ -86,6 +87,7 @@ def load_prior(
     unet_batch_size: int = 20,
     vae_batch_size: int = 1,
     compile_unet: bool = False,
+    quantization: Quantization = "none",
     control: ControlConfig = NO_CONTROL,
 ) -> Prior:
     """Load a prior of whichever class the model is, or a `ControlNet` about it.
@@ -102,6 +104,8 @@ def load_prior(
         unet_batch_size: most rows through the U-Net at once; a CSD-Edit step has 5 for each view.
         vae_batch_size: most pictures through the VAE at once.
         compile_unet: compile the U-Net with torch.compile: slow first steps, faster ones from then on.
+        quantization: of the linear layers of the U-Net, or of the transformer and its text encoders: "int8"
+            or "nf4" (4 bits), by bitsandbytes.
         control: a ControlNet to be put beside a text-to-image model; in the U-Net's precision.
 
     Raises:
@@ -109,6 +113,7 @@ def load_prior(
             read; a device that is not there, or has too little memory free for the weights.
     """
     device = check_device(device)
+    check_quantization(quantization)
     folder = check_prior(name)
     vae_folder = check_vae(vae, folder)
     control_folder = check_control(control, folder)
@@ -128,6 +133,7 @@ def load_prior(
             unet_batch_size=unet_batch_size,
             vae_batch_size=vae_batch_size,
             compiled=compile_unet,
+            quantization=quantization,
         )
     import diffusers
     from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
@@ -145,7 +151,7 @@ def load_prior(
     vae_dtype = vae_dtype or automatic_vae_dtype(device, vae_config)
     text_parts = _text_parts(folder)
     loads = [
-        Load("unet", folder / "unet", dtype),
+        Load("unet", folder / "unet", dtype, quantization),
         Load("vae", vae_folder, vae_dtype, as_told=False),
         *(Load(part.encoder, folder / part.encoder, torch.float32, as_told=False) for part in text_parts),
     ]
@@ -154,7 +160,9 @@ def load_prior(
     check_memory(folder, loads, device)
     # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
     scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
-    unet = place(load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet)
+    unet = place(
+        load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet, quantization
+    )
     vae_class = getattr(diffusers, vae_config.get("_class_name", "AutoencoderKL"))
     autoencoder = load_weights(vae_class, vae_folder, vae_dtype)
     own_scale = scaling_factor(read_json(own_vae / "config.json"))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from csd_nerf.errors import check
 from csd_nerf.priors.folder import WEIGHTS, find_weights, weights_header
+from csd_nerf.priors.quantized import Quantization, weight_bytes
 
 GIGABYTE = 1e9
 
@@ -24,12 +25,14 @@ class Load:
         name: of the part.
         folder: with its weights, as safetensors.
         dtype: precision it is loaded in.
-        as_told: whether that is the prior's own, which is an option.
+        quantization: of its linear layers.
+        as_told: whether both are the prior's own, which are options.
     """
 
     name: str
     folder: Path
     dtype: torch.dtype
+    quantization: Quantization = "none"
     as_told: bool = True
 
 
@@ -61,13 +64,17 @@ def check_memory(folder: Path, loads: Sequence[Load], device: torch.device) -> N
 
 def loaded_bytes(load: Load) -> int:
     """What the weights of a part take once they are loaded; numbers that are no fractions keep their kind."""
-    total = 0
+    total = 0.0
     for file in weight_files(load.folder):
-        for tensor in weights_header(file).values():
+        for name, tensor in weights_header(file).items():
             start, end = tensor["data_offsets"]
             is_float = tensor["dtype"].startswith(("F", "BF"))
-            total += math.prod(tensor["shape"]) * load.dtype.itemsize if is_float else end - start
-    return total
+            total += (
+                weight_bytes(name, tensor["shape"], load.dtype, load.quantization)
+                if is_float
+                else end - start
+            )
+    return round(total)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -84,12 +91,17 @@ def free_memory(device: torch.device) -> int:
 
 
 def _what_would_fit(loads: Sequence[Load], free: int) -> str:
-    halved = sum(
-        loaded_bytes(replace(load, dtype=torch.bfloat16) if load.as_told else load) for load in loads
-    )
+    choices: list[tuple[str, dict[str, Any]]] = [
+        ("--pipeline.prior-precision bfloat16", {"dtype": torch.bfloat16}),
+        ("--pipeline.prior-quantization int8", {"dtype": torch.bfloat16, "quantization": "int8"}),
+        ("--pipeline.prior-quantization nf4", {"dtype": torch.bfloat16, "quantization": "nf4"}),
+    ]
     ways = ["free some", "use another device (--pipeline.prior-device)"]
-    if halved <= free:
-        ways.insert(0, f"choose --pipeline.prior-precision bfloat16, which takes {_gigabytes(halved)}")
+    for option, changes in choices:
+        taken = sum(loaded_bytes(replace(load, **changes) if load.as_told else load) for load in loads)
+        if taken <= free:
+            ways.insert(0, f"choose {option}, which takes {_gigabytes(taken)}")
+            break
     return ", ".join(ways) + f", or a prior whose weights take less than {_gigabytes(free)}: tiny-instruct"
 
 
