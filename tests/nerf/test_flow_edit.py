@@ -44,6 +44,15 @@ def test_a_scene_is_edited(edit_config: Make, tmp_path: Path, save: Any, method:
     assert (edited.pipeline.eval_pictures() - edit.before).abs().max() > 1e-3
 
 
+def test_the_recipe_for_flows_anneals_over_the_edit(edit_config: Make, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "recipe": "flow", "pipeline__prior": str(save_flux2_klein(tmp_path / "prior"))}
+    edited = run(edit_config("csd-edit", **settings, max_num_iterations=2))
+    config = edited.pipeline.config.objective
+    assert (config.timesteps, config.weighting) == ("annealed", "one-over-alpha")
+    edit = edited.pipeline._edit
+    assert (edited.pipeline.eval_pictures() - edit.before).abs().max() > 1e-4
+
+
 def test_a_text_encoder_that_sees_the_views_is_loaded_once(
     edit_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
