@@ -45,7 +45,7 @@ class PictureReader(FlowTransformer):
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], condition: Float[Tensor, "n k h w"] | None = None) -> Text:
-        """See `Prior.embed`; cached by prompt and picture."""
+        """See `Prior.embed`; cached by prompt and picture, in the machine's own memory."""
         if condition is None:
             raise InputError(
                 "the prior's text encoder looks at the picture, and is given none",
@@ -66,8 +66,9 @@ class PictureReader(FlowTransformer):
                 picture = Image.fromarray(pictures[row].numpy())
                 with self._own_precision():
                     words = self._read(processor, model, prompts[row], picture).to(self.dtype)
-                self._embeddings[key] = TextParts((words, torch.ones_like(words[..., 0], dtype=torch.bool)))
-        return joined([self._embeddings[key] for key in keys])
+                told = TextParts((words, torch.ones_like(words[..., 0], dtype=torch.bool)))
+                self._embeddings[key] = told.to(torch.device("cpu"))  # of a scene there are many
+        return joined([self._embeddings[key] for key in keys]).to(self.device)
 
     @abstractmethod
     def _read(
