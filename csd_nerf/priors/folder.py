@@ -496,6 +496,8 @@ def weights_header(file: Path) -> dict[str, dict[str, Any]]:
         if not 0 < length <= size - 8:
             raise ValueError("it does not begin with a header")
         header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
     tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if end != size:
