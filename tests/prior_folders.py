@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,14 +27,12 @@ def check_that_a_missing_part_is_named(folder: Path, part: str) -> None:
         check_prior(str(folder))
 
 
-def save_flux_kontext(folder: Path, *, guidance_embeds: bool = True) -> Path:
+def save_flux_kontext(
+    folder: Path, *, guidance_embeds: bool = True, pipeline: str = "FluxKontextPipeline"
+) -> Path:
     """A FLUX.1 Kontext in small about the bundled VAE, shifted, and the bundled CLIP; 8 pixels a token."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        FluxKontextPipeline,
-        FluxTransformer2DModel,
-    )
+    import diffusers
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
     bundled = bundled_path("tiny-instruct")
@@ -59,7 +58,7 @@ def save_flux_kontext(folder: Path, *, guidance_embeds: bool = True) -> Path:
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )
-    FluxKontextPipeline(
+    getattr(diffusers, pipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
         vae=vae,
         text_encoder=clip,
@@ -71,14 +70,12 @@ def save_flux_kontext(folder: Path, *, guidance_embeds: bool = True) -> Path:
     return folder
 
 
-def save_flux2_klein(folder: Path, *, is_distilled: bool = False) -> Path:
+def save_flux2_klein(
+    folder: Path, *, is_distilled: bool = False, pipeline: str = "Flux2KleinPipeline"
+) -> Path:
     """A FLUX.2 klein in small; 8 pixels a token."""
-    from diffusers import (
-        AutoencoderKLFlux2,
-        FlowMatchEulerDiscreteScheduler,
-        Flux2KleinPipeline,
-        Flux2Transformer2DModel,
-    )
+    import diffusers
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
     from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
@@ -122,12 +119,154 @@ def save_flux2_klein(folder: Path, *, is_distilled: bool = False) -> Path:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=False,
     )
-    Flux2KleinPipeline(
+    getattr(diffusers, pipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
         vae=vae,
         text_encoder=language_model,
         tokenizer=tokenizer,
         transformer=transformer,
         is_distilled=is_distilled,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _qwen_2_5_vl() -> tuple[Any, Any]:
+    """A processor and a model of language and vision in small, which looks at squares of 28 pixels."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2TokenizerFast,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+    special += ["<|image_pad|>", "<|video_pad|>"]
+    letters = [*map(chr, range(33, 127)), "\u0120", "\u010a"]
+    vocabulary = {letter: place for place, letter in enumerate([*special, *letters])}
+    tokenizer = Qwen2TokenizerFast(vocab=vocabulary, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.pad_token = "<|endoftext|>"
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=112 * 112),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template="{{ messages }}",
+    )
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.5,  # so that prompts differ
+        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "fullatt_block_indexes": [1],
+        "initializer_range": 0.5,
+    }
+    model = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=text,
+            vision_config=vision,
+            **{
+                f"{name}_token_id": vocabulary[f"<|{token}|>"]
+                for name, token in (
+                    ("image", "image_pad"),
+                    ("video", "video_pad"),
+                    ("vision_start", "vision_start"),
+                    ("vision_end", "vision_end"),
+                )
+            },
+        )
+    )
+    return processor, model
+
+
+def save_qwen_image_edit(folder: Path) -> Path:
+    """A Qwen-Image-Edit of 2511 in small; 8 pixels a token."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImageEditPlusPipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    processor, model = _qwen_2_5_vl()
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[-0.5, 0.2, 0.1, 0.4],
+        latents_std=[2.0, 1.5, 0.7, 1.0],
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+        zero_cond_t=True,
+    )
+    QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=8192),
+        vae=vae,
+        text_encoder=model,
+        tokenizer=processor.tokenizer,
+        processor=processor,
+        transformer=transformer,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_longcat_image_edit(folder: Path) -> Path:
+    """A LongCat-Image-Edit in small, but for the 16 channels of its latents; 8 pixels a token."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        LongCatImageEditPipeline,
+        LongCatImageTransformer2DModel,
+    )
+
+    processor, model = _qwen_2_5_vl()
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 16, 16),
+        latent_channels=16,
+        norm_num_groups=4,
+        scaling_factor=0.4,
+        shift_factor=0.15,
+    )
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 6, 6],
+    )
+    LongCatImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=model,
+        tokenizer=processor.tokenizer,
+        text_processor=processor,
+        transformer=transformer,
     ).save_pretrained(folder)
     return folder

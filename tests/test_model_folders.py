@@ -188,3 +188,18 @@ def test_the_download_that_is_advised_gets_what_is_needed_and_no_more(folder: Pa
         shutil.copy(folder / name, tmp_path / "ip2p" / name)
     check_prior(str(tmp_path / "ip2p"))
     assert {name for name in fetched if not name.endswith((".json", ".txt"))} == set(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "does not begin with a header"),
+        ((2).to_bytes(8, "little") + b"[]", "no JSON object"),
+        ((9).to_bytes(8, "little") + b'{"a": {}}', "data_offsets"),
+        (b"", "does not begin with a header"),
+    ],
+)
+def test_what_is_no_safetensors_file(folder: Path, content: bytes, said: str) -> None:
+    (folder / UNET).write_bytes(content)
+    with pytest.raises(InputError, match=rf"cannot be read(.|\n)*{said}(.|\n)*git lfs pull"):
+        check_prior(str(folder))

@@ -31,7 +31,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_the_recipe_tiny_has_every_edit() -> None:
-    assert len(EDITS) >= 7 and RECIPES == ("tiny",)
+    assert len(EDITS) >= 7 and RECIPES == ("tiny", "flow")
     for method in EDITS:
         config = applied("tiny", method)
         assert config.machine.device_type == "cpu" and config.pipeline.render_size == 64
@@ -39,6 +39,16 @@ def test_the_recipe_tiny_has_every_edit() -> None:
         config.pipeline.source_prompt = "a bear"
         config.pipeline.check()
         assert METHODS[method].pipeline.render_size == 512
+
+
+def test_the_recipe_flow_anneals_and_is_for_csd_edit() -> None:
+    config = applied("flow")
+    objective = config.pipeline.objective
+    assert (objective.timesteps, objective.weighting) == ("annealed", "one-over-alpha")
+    assert objective.max_timestep > METHODS["csd-edit"].pipeline.objective.max_timestep
+    config.pipeline.check()
+    with pytest.raises(InputError, match="the recipe flow is not for dds-edit"):
+        applied("flow", "dds-edit")
 
 
 def test_csd_edit_tiny_is_csd_edit_with_the_recipe() -> None:
@@ -99,7 +109,7 @@ def test_recipes_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> No
 
 
 def test_unknown_recipes() -> None:
-    with pytest.raises(InputError, match="tiny, or a YAML file"):
+    with pytest.raises(InputError, match="tiny or flow, or a YAML file"):
         applied("huge")
     command = copy.deepcopy(METHODS["csd-edit"])
     with pytest.raises(InputError, match="the recipe tiny is not for image"):

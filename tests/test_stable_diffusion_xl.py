@@ -127,6 +127,6 @@ def test_what_cannot_be_combined(xl_folder: Path, control_net_folder: Path, tmp_
     with pytest.raises(InputError, match="ControlNets of Stable Diffusion XL"):
         check_control(ControlConfig(str(control_net_folder), "depth"), xl_folder)
     folder = shutil.copytree(xl_folder, tmp_path / "prior")
-    edit_json(folder / "unet/config.json", in_channels=8)
-    with pytest.raises(InputError, match="more than a prompt(.|\n)*'text_time'"):
+    edit_json(folder / "unet/config.json", addition_embed_type="text_image")
+    with pytest.raises(InputError, match="more than a prompt(.|\n)*'text_image'"):
         check_prior(str(folder))

@@ -65,7 +65,7 @@ def flow_edit(
     check_flow_edit(prior)
     steps = min(steps, start)
     times = [round(start * left / steps) for left in range(steps, -1, -1)] if steps else []
-    text = prior.embed([prompt, ""])
+    text, empty = (prior.told([words], condition) for words in (prompt, ""))
     schedule = prior.schedule
     shape = (1 if shared_noise else len(source), *source.shape[1:])
     device = generator.device if generator is not None else source.device
@@ -73,7 +73,7 @@ def flow_edit(
     latents = source + schedule.alphas[start].item() * (latents.float() - source)
     for t, following in zip(times, times[1:], strict=False):
         noise = torch.randn(shape, generator=generator, device=device).to(source.device).expand_as(source)
-        views = Views(latents, source, condition, noise, t, text[:1], text[1:], text[1:], eta=1.0)
+        views = Views(latents, source, condition, noise, t, text, empty, empty, eta=1.0)
         directions = dvrf(prior, views, guidance)
         if not directions.isfinite().all():
             raise NonFiniteResidual(f"the velocity at timestep {t} is not finite (prompt {prompt!r})")

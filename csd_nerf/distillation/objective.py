@@ -217,8 +217,10 @@ class Objective:
         t = timestep
         if t is None:
             t = self.draw_timestep(step=step, max_steps=max_steps, generator=generator)
-        target_text = prior.embed([prompt] if isinstance(prompt, str) else prompt)
-        known_text = prior.embed([source_prompt, ""])
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        target_text, source_text, empty_text = (
+            prior.told(words, condition) for words in (prompts, [source_prompt], [""])
+        )
         views = Views(
             latents=latents.detach().float(),
             source=source.float(),
@@ -226,8 +228,8 @@ class Objective:
             noise=self._noise(latents, generator),
             t=t,
             target_text=target_text,
-            source_text=known_text[:1],
-            empty_text=known_text[1:],
+            source_text=source_text,
+            empty_text=empty_text,
             eta=min(step / max(max_steps - 1, 1), 1.0) if config.eta == "rising" else config.eta,
         )
         evaluations = prior.unet_evaluations

@@ -78,9 +78,9 @@ class Views:
         noise: `eps`, standard normal.
         t: timestep, an index into the prior's noise schedule.
         target_text: the prompt (`Prior.embed`), one row for all views or one for each.
-        source_text: the description of the source, one row; used by `dds` and `pds`, and by the structure
-            loss of a text-to-image model.
-        empty_text: the empty prompt, one row.
+        source_text: the description of the source, in as many rows; used by `dds` and `pds`, and by the
+            structure loss of a text-to-image model.
+        empty_text: the empty prompt, in as many rows.
         eta: of `dvrf` alone, 0 to 1.
     """
 
@@ -350,7 +350,7 @@ def guided_noise(
     Args:
         prior: the diffusion model, which says how it is guided.
         t: timestep of all.
-        empty_text: the empty prompt, one row.
+        empty_text: the empty prompt, of 1 or n rows.
         condition: what the prior is shown of the views, for every question the same.
         guidance: scales of both kinds of guidance.
         questions: noisy latents (n, c, h, w), and a text of 1 or n rows, or None for the empty prompt.
@@ -365,11 +365,11 @@ def guided_noise(
     )
     answers = iter(predicted.chunk(len(rows)))
     guided = []
-    for group, (_, text) in zip(groups, questions, strict=True):
+    for group, (noisy, text) in zip(groups, questions, strict=True):
         parts = [next(answers) for _ in group]
         if text is None:
             parts.append(parts[-1])
-        guided.append(_combined(prior, guidance, parts))
+        guided.append(prior.settled(_combined(prior, guidance, parts), parts[-1], noisy, t))
     return tuple(guided)
 
 

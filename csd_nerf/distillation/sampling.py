@@ -50,12 +50,12 @@ def sample_edit(
     timesteps = ddim_timesteps(start, steps)
     if not timesteps:
         return latents.clone()
-    text = prior.embed([prompt, ""])
+    text, empty = (prior.told([words], condition) for words in (prompt, ""))
     device = generator.device if generator is not None else latents.device
     noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
     latents = schedule.add_noise(latents.float(), noise, timesteps[0])
     for t, previous in zip(timesteps, [*timesteps[1:], 0], strict=True):
-        (predicted,) = guided_noise(prior, t, text[1:], condition, guidance, (latents, text[:1]))
+        (predicted,) = guided_noise(prior, t, empty, condition, guidance, (latents, text))
         if not predicted.isfinite().all():
             raise NonFiniteResidual(f"the predicted noise at timestep {t} is not finite (prompt {prompt!r})")
         latents = ddim_step(schedule, predicted, latents, t, previous)

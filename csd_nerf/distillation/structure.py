@@ -161,13 +161,14 @@ def structure_gradient(
     """
     device = generator.device if generator is not None else "cpu"
     seed = int(torch.randint(2**31, (), generator=generator, device=device))
-    source_text = views.empty_text if prior.image_conditioned else views.source_text
-    target_text = as_many(views.target_text, len(views.latents))
+    count = len(views.latents)
+    source_text = as_many(views.empty_text if prior.image_conditioned else views.source_text, count)
+    target_text = as_many(views.target_text, count)
     losses, gradients = [], []
-    for start in range(0, len(views.latents), prior.unet_batch_size):
+    for start in range(0, count, prior.unet_batch_size):
         rows = slice(start, start + prior.unet_batch_size)
         with torch.no_grad():
-            source = _features(prior, views, rows, views.source[rows], source_text, config)
+            source = _features(prior, views, rows, views.source[rows], source_text[rows], config)
         with torch.enable_grad(), torch.autocast(views.latents.device.type, enabled=False):
             latents = views.latents[rows].detach().requires_grad_()
             target = _features(prior, views, rows, latents, target_text[rows], config)
@@ -184,8 +185,7 @@ def _features(
 ) -> list[Tensor]:
     """The maps of the chosen layers, of some of the views."""
     noisy = prior.schedule.add_noise(latents, views.noise[rows], views.t)
-    texts = as_many(text, len(latents))
-    maps = prior.self_attention_features(noisy, views.t, texts, views.condition[rows])
+    maps = prior.self_attention_features(noisy, views.t, text, views.condition[rows])
     return [maps[layer] for layer in config.layers] if config.layers else maps
 
 

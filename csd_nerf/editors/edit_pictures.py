@@ -163,7 +163,7 @@ def _edit(
 
     objective = settings.objective(prior)
     # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
-    prior.embed([*prompts, settings.source_prompt, ""])
+    prior.read_ahead([*prompts, settings.source_prompt, ""])
     observer.start(encoding)
     source, condition = encode_tiles(
         prior, padded, tile, wrap=wrap, done=lambda number: observer.advance(encoding, number)

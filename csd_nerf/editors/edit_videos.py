@@ -168,7 +168,7 @@ def _edit(
 
     objective = settings.objective(prior)
     # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
-    prior.embed([prompt, settings.source_prompt, ""])
+    prior.read_ahead([prompt, settings.source_prompt, ""])
     observer.start(encoding)
     source, condition, digest = _encode(
         clip, prior, height, width, lambda number: observer.advance(encoding, number)

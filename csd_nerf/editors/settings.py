@@ -53,6 +53,9 @@ class EditSettings:
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the U-Net; auto takes float16 on a GPU, bfloat16 on a CPU that computes in it, else
     float32."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Bits of the prior's weights, for large ones on small cards: none (as in its precision), int8, or nf4 (4
+    bits). Needs bitsandbytes: `pip install 'csd-nerf[quantized]'`."""
     vae: str = ""
     """Another autoencoder for the prior, a hub id or a folder in diffusers format: one retrained, or a small
     fast one such as madebyollin/taesd (for Stable Diffusion 1 and 2). Empty for the prior's own."""
@@ -142,6 +145,7 @@ class EditSettings:
             self.prior,
             device=device,
             dtype=as_dtype(self.precision),
+            quantization=self.quantization,
             vae=self.vae,
             vae_dtype=as_dtype(self.vae_precision),
             unet_batch_size=self.unet_batch_size,
@@ -155,7 +159,7 @@ class EditSettings:
 
     def outcome(self) -> dict[str, Any]:
         """Everything that decides the outcome, as JSON: an edit can only go on with the same."""
-        machine = ("device", "precision", "vae_precision", "unet_batch_size")
+        machine = ("device", "precision", "quantization", "vae_precision", "unet_batch_size")
         mine = {name: value for name, value in dataclasses.asdict(self).items() if name not in machine}
         descent, objective = dataclasses.asdict(self.descent()), dataclasses.asdict(self.objective_config())
         return {**mine, **descent, **objective}

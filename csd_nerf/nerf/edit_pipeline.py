@@ -487,7 +487,9 @@ class EditPipeline(PromptedPipeline):
                 self._edit.ahead = EditAhead(self._edit.edit, torch.device(self.device))
             self.datamanager.rays_per_step = manager.train_num_rays_per_batch
         # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
-        prior.embed(config.texts)
+        prior.read_ahead(config.texts)
+        if prior.text_sees_picture:
+            self._read_about_all_views()
         self._edit.before = self.eval_pictures()
 
     def _photos(self, rays: PixelRays, height: int, width: int) -> Tensor | None:
@@ -669,6 +671,15 @@ class EditPipeline(PromptedPipeline):
                 edit.source_latents[index] = (latents[0].cpu(), condition[0].cpu())
         sources, conditions = zip(*(edit.source_latents[index] for index in indices), strict=True)
         return torch.stack(sources).to(self.device), torch.stack(conditions).to(self.device)
+
+    def _read_about_all_views(self) -> None:
+        """Let a text encoder that sees the pictures read the prompts about all of them, loaded once."""
+        views = range(len(self.datamanager.train_dataset))
+        _, conditions = self._source_latents(list(views))
+        texts = self.config.texts
+        self._begun().prior.embed(
+            [text for text in texts for _ in views], conditions.repeat(len(texts), 1, 1, 1)
+        )
 
     def _source_view(self, index: int) -> StillView:
         """A training view, rendered from the scene before the edit."""

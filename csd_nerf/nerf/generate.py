@@ -169,7 +169,9 @@ class GeneratePipeline(PromptedPipeline):
         self._generation = Running(prior, seed, max_steps)
         # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
         prompt = self.config.prompt
-        prior.embed([prompt, "", *(view_prompt(prompt, side) for side in SIDES if self.config.name_sides)])
+        prior.read_ahead(
+            [prompt, "", *(view_prompt(prompt, side) for side in SIDES if self.config.name_sides)]
+        )
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """One step of text-to-3D (DreamFusion, 2209.14988; with several views CSD, 2307.04787, section 4).

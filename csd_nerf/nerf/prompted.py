@@ -28,6 +28,7 @@ from csd_nerf.nerf.requests import Setting
 from csd_nerf.priors import check_prior, check_vae
 from csd_nerf.priors.elsewhere import Elsewhere, same_device
 from csd_nerf.priors.loading import check_device
+from csd_nerf.priors.quantized import check_quantization
 
 if TYPE_CHECKING:
     from csd_nerf.priors import Prior
@@ -48,6 +49,9 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
     of an edit's next round are then edited while the scene is fitted to those of this one."""
     prior_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the diffusion model; `auto` takes what its device is fast in."""
+    prior_quantization: Literal["none", "int8", "nf4"] = "none"
+    """Bits of the diffusion model's weights, for large ones on small cards: none (as in its precision), int8,
+    or nf4 (4 bits). Needs bitsandbytes: `pip install 'csd-nerf[quantized]'`."""
     vae: str = ""
     """Another autoencoder for the prior, a hub id or a folder in diffusers format: one retrained, or a small
     fast one such as madebyollin/taesd (for Stable Diffusion 1 and 2). Empty for the prior's own."""
@@ -92,6 +96,7 @@ class PromptedPipelineConfig(VanillaPipelineConfig):
             expected="an even number, as the video needs",
             got=self.picture_size,
         )
+        check_quantization(self.prior_quantization)
         if self.prior_device:
             check_device(self.prior_device)
         if self.vae:
@@ -213,7 +218,7 @@ class PromptedPipeline(VanillaPipeline):
             hint="write some, and press Apply",
         )
         if self._running is not None:
-            self._running.prior.embed([prompt])
+            self._running.prior.read_ahead([prompt])
 
     def plan(self, steps: int) -> None:
         """Let the whole run have so many steps."""
@@ -251,6 +256,7 @@ class PromptedPipeline(VanillaPipeline):
             config.prior,
             device=device,
             dtype=as_dtype(config.prior_precision),
+            quantization=config.prior_quantization,
             vae=config.vae,
             vae_dtype=as_dtype(config.vae_precision),
             unet_batch_size=config.unet_batch_size,

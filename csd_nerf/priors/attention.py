@@ -1,4 +1,4 @@
-"""Reading the self-attention of a U-Net in diffusers' form while it runs, and leaving it as it is.
+"""Reading the self-attention of a network in diffusers' form while it runs, and leaving it as it is.
 
 Forward hooks read what the layers put out; the attention itself stays the fused one.
 """
@@ -58,3 +58,31 @@ def recorded_self_attention(unet: UNet2DConditionModel) -> Iterator[list[Tensor]
             handle.remove()
     # Attention flattens its map, and nothing in the tokens says how wide it was: views need not be square.
     maps += [output.mT.unflatten(-1, sizes[transformer]) for transformer, output in tokens]
+
+
+@contextmanager
+def recorded_joint_attention(transformer: Any, first: int, size: tuple[int, int]) -> Iterator[list[Tensor]]:
+    """Collect what the attention of words and pictures puts out during one forward pass of a transformer.
+
+    Args:
+        transformer: of flow matching, with `transformer_blocks`.
+        first: place of the first token of the picture in question among those of all pictures.
+        size: height and width of that picture, in tokens.
+
+    Yields:
+        A list that holds a map (m, channels, height, width) of each block once the context has ended.
+    """
+    tokens: list[Tensor] = []
+
+    def record(layer: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        tokens.append(outputs[0])  # of the pictures; those of the words come second
+
+    maps: list[Tensor] = []
+    handles = [block.attn.register_forward_hook(record) for block in transformer.transformer_blocks]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = first + size[0] * size[1]
+    maps += [output[:, first:last].mT.unflatten(2, size) for output in tokens]

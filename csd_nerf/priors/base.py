@@ -91,14 +91,26 @@ def as_many(text: Text, count: int) -> Text:
 def joined(texts: Sequence[Text]) -> Text:
     """The rows of several texts of one prior, one after the other.
 
+    Of `TextParts` the shorter ones are filled up with zeros along their second axis.
+
     Example:
         >>> joined([torch.zeros(1, 5, 8), torch.zeros(2, 5, 8)]).shape
         torch.Size([3, 5, 8])
     """
     if isinstance(texts[0], TextParts):
         rows = [text.parts for text in texts if isinstance(text, TextParts)]
-        return TextParts(tuple(torch.cat(parts) for parts in zip(*rows, strict=True)))
+        return TextParts(tuple(_stacked(parts) for parts in zip(*rows, strict=True)))
     return torch.cat([text for text in texts if isinstance(text, Tensor)])
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat(
+        [
+            torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1)
+            for part in parts
+        ]
+    )
 
 
 GuidedBy = Literal["picture-and-text", "text", "itself"]
@@ -124,6 +136,8 @@ class Prior(ABC):
             model does not: it knows what a description looks like.
         guided_by: how it is guided, and so how many rows a guided answer takes. Of a model that edits
             pictures and does not say "picture-and-text", leaving the picture out is no branch of guidance.
+        text_sees_picture: whether its text encoder looks at the source picture, too, so that what the model
+            is told differs from view to view.
         time_shift: how much more its own sampler sees of noise than of pictures, at the size that the model
             was made for: evenly spaced u become `s = k u / (1 + (k - 1) u)`, as fractions of the schedule.
             1 is evenly.
@@ -144,6 +158,7 @@ class Prior(ABC):
 
     image_conditioned: bool
     guided_by: GuidedBy
+    text_sees_picture: bool = False
     time_shift: float = 1.0
     shown: Literal["picture", "depth"] = "picture"
     schedule: NoiseSchedule
@@ -176,11 +191,56 @@ class Prior(ABC):
         """
 
     @abstractmethod
-    def embed(self, prompts: Sequence[str]) -> Text:
+    def embed(self, prompts: Sequence[str], condition: Float[Tensor, "n k h w"] | None = None) -> Text:
         """What the model is told, a row for each prompt; cached by prompt.
 
         The text encoder is in memory only while there are prompts that the cache does not hold.
+
+        Args:
+            prompts: any number.
+            condition: from `condition`, of the view that each prompt is about; looked at only where
+                `text_sees_picture`.
+
+        Raises:
+            InputError: no condition for a text encoder that sees the picture.
         """
+
+    def told(self, prompts: Sequence[str], condition: Float[Tensor, "n k h w"]) -> Text:
+        """`embed` of what is asked about n views: one row for all where that is enough, else a row for each.
+
+        Args:
+            prompts: one for all views, or one for each.
+            condition: of the views.
+        """
+        if not self.text_sees_picture:
+            return self.embed(prompts)
+        return self.embed([*prompts] * (len(condition) // len(prompts)), condition)
+
+    def read_ahead(self, prompts: Sequence[str]) -> None:
+        """`embed` prompts before they are asked, as far as that can be done without a view.
+
+        Raises:
+            InputError: the text encoder cannot be loaded.
+        """
+        if not self.text_sees_picture:
+            self.embed(prompts)
+
+    def settled(
+        self,
+        guided: Float[Tensor, "n c h w"],
+        prompted: Float[Tensor, "n c h w"],
+        noisy: Float[Tensor, "n c h w"],
+        t: int,
+    ) -> Float[Tensor, "n c h w"]:
+        """What the model's own sampler makes of guided noise before it is used: of most models nothing.
+
+        Args:
+            guided: noise after guidance.
+            prompted: noise of the branch with the prompt.
+            noisy: the latents that it is in.
+            t: their timestep.
+        """
+        return guided
 
     @abstractmethod
     def condition(self, images: Float[Tensor, "n _ height width"]) -> Float[Tensor, "n k h w"]:
@@ -240,7 +300,8 @@ class Prior(ABC):
         text: Text,
         condition: Float[Tensor, "m k h w"],
     ) -> list[Float[Tensor, "m _ _ _"]]:
-        """Where the model sees what belongs together: outputs of the self-attention in the U-Net's up blocks.
+        """Where the model sees what belongs together: outputs of the self-attention in the U-Net's up blocks,
+        or of a transformer's attention of words and pictures.
 
         Differentiable with respect to `noisy` where gradients are enabled. All rows go through the U-Net at
         once; the blocks' insides are computed again in the backward pass, so that they need not be kept.
@@ -250,5 +311,5 @@ class Prior(ABC):
 
         Returns:
             A map of each of the `self_attention_layers`, from coarse to fine, (m, channels, height, width) of
-            that layer, in the U-Net's precision.
+            that layer, in the U-Net's precision. Those of a transformer are all of the latents' size.
         """

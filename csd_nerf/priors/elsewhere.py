@@ -33,8 +33,9 @@ class Elsewhere(Wrapped):
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         return self._here(self.prior.decode(self._there(latents)))
 
-    def embed(self, prompts: Sequence[str]) -> Text:
-        return self.prior.embed(prompts).to(self.device)
+    def embed(self, prompts: Sequence[str], condition: Float[Tensor, "n k h w"] | None = None) -> Text:
+        shown = None if condition is None else self._there(condition)
+        return self.prior.embed(prompts, shown).to(self.device)
 
     def condition(self, images: Float[Tensor, "n _ height width"]) -> Float[Tensor, "n k h w"]:
         return self._here(self.prior.condition(self._there(images)))

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf.priors.attention import recorded_joint_attention
 from csd_nerf.priors.base import GuidedBy, NoiseSchedule, Text
-from csd_nerf.priors.folder import PATCH, pixels_per_latent
+from csd_nerf.priors.folder import NATIVE_TOKENS, PATCH, pixels_per_latent
 from csd_nerf.priors.latent_prior import LatentPrior
 
 
@@ -30,7 +31,7 @@ class FlowTransformer(LatentPrior):
     """
 
     image_conditioned = True
-    self_attention_layers = 0
+    _picture_first = False
 
     def __init__(
         self,
@@ -51,10 +52,13 @@ class FlowTransformer(LatentPrior):
             unet_batch_size=unet_batch_size,
             vae_batch_size=vae_batch_size,
         )
+        # Takes effect where gradients are enabled: in self_attention_features alone.
+        transformer.enable_gradient_checkpointing()
         self.transformer = transformer.eval().requires_grad_(False)
+        self.self_attention_layers = len(transformer.transformer_blocks)
         self.guided_by = guided_by
         self.time_shift = time_shift
-        self.latent_channels = PATCH**2 * vae.config["latent_channels"]
+        self.latent_channels = transformer.config["in_channels"]
         self.vae_factor = PATCH * pixels_per_latent(dict(vae.config))
         self.native_size = NATIVE_TOKENS * self.vae_factor
 
@@ -81,17 +85,13 @@ class FlowTransformer(LatentPrior):
         condition: Float[Tensor, "m k h w"] | None,
     ) -> Float[Tensor, "m c h w"]:
         """See `Prior.predict_noise`; without a condition the picture's tokens are left out."""
-        pictures = [noisy] if condition is None else [noisy, condition]
+        tokens, places = self._sequence(noisy, condition)
         height, width = noisy.shape[2:]
-        tokens = torch.cat([picture.flatten(2).mT for picture in pictures], dim=1).to(self.dtype)
-        places = torch.cat([self._places(height, width, order) for order in range(len(pictures))])
-        places = places.to(self.device, torch.float32)
         velocities = []
         for start in range(0, len(tokens), self.unet_batch_size):
             rows = slice(start, start + self.unet_batch_size)
-            time = torch.full((len(tokens[rows]),), t, dtype=self.dtype, device=self.device) / _TIMESTEPS
             with self._own_precision():
-                answer = self._evaluate(tokens[rows], places, time, text[rows])
+                answer = self._answer(tokens[rows], places, self._time(t, len(tokens[rows])), text[rows])
             velocities.append(answer[:, : height * width].float())
         self.unet_evaluations += len(tokens)
         velocity = torch.cat(velocities).mT.unflatten(2, (height, width)).contiguous()
@@ -104,22 +104,62 @@ class FlowTransformer(LatentPrior):
         text: Text,
         condition: Float[Tensor, "m k h w"],
     ) -> list[Float[Tensor, "m _ _ _"]]:
-        """None: what these transformers attend to is not read."""
-        return []
+        """See `Prior.self_attention_features`: of the blocks in which words and pictures have weights of
+        their own, what the noisy picture's tokens get from the attention of all."""
+        tokens, places = self._sequence(noisy, condition)
+        size = (noisy.shape[2], noisy.shape[3])
+        first = tokens.shape[1] - size[0] * size[1] if self._picture_first else 0
+        with self._own_precision(), recorded_joint_attention(self.transformer, first, size) as features:
+            # Not through __call__: a compiled transformer would pass over the hooks that record.
+            self._evaluate(self.transformer.forward, tokens, places, self._time(t, len(tokens)), text)
+        self.unet_evaluations += len(tokens)
+        return features
 
-    @abstractmethod
-    def _evaluate(
+    def _sequence(
+        self, noisy: Float[Tensor, "m c h w"], condition: Float[Tensor, "m k h w"] | None
+    ) -> tuple[Float[Tensor, "m tokens c"], Float[Tensor, "tokens axes"]]:
+        """All tokens of each row, in the transformer's precision, and where they are."""
+        pictures = [noisy]
+        if condition is not None and condition.shape[1]:
+            pictures.append(self._picture_tokens(condition))
+        tokens = [picture.flatten(2).mT.to(self.dtype) for picture in pictures]
+        height, width = noisy.shape[2:]
+        places = [self._places(height, width, order) for order in range(len(pictures))]
+        if self._picture_first:
+            tokens, places = tokens[::-1], places[::-1]
+        return torch.cat(tokens, dim=1), torch.cat(places).to(self.device, torch.float32)
+
+    def _picture_tokens(self, condition: Float[Tensor, "m k h w"]) -> Float[Tensor, "m c h w"]:
+        """What of a condition the transformer sees."""
+        return condition
+
+    def _time(self, t: int, count: int) -> Float[Tensor, " m"]:
+        return torch.full((count,), t, dtype=self.dtype, device=self.device) / _TIMESTEPS
+
+    def _answer(
         self,
         tokens: Float[Tensor, "m tokens c"],
         places: Float[Tensor, "tokens axes"],
         time: Float[Tensor, " m"],
         text: Text,
     ) -> Float[Tensor, "m tokens c"]:
-        """The velocities that the transformer says.
+        """As `_evaluate`, by whichever way is fast."""
+        return self._evaluate(self.transformer, tokens, places, time, text)
+
+    @abstractmethod
+    def _evaluate(
+        self,
+        transformer: Callable[..., Any],
+        tokens: Float[Tensor, "m tokens c"],
+        places: Float[Tensor, "tokens axes"],
+        time: Float[Tensor, " m"],
+        text: Text,
+    ) -> Float[Tensor, "m tokens c"]:
+        """The velocities that the transformer says, those of the noisy picture's tokens first.
 
         Args:
-            tokens: of the noisy picture, then of the source picture, in the transformer's precision.
-            places: from `_places`, for all rows.
+            transformer: the transformer, or its `forward`.
+            tokens, places: from `_sequence`.
             time: s, 0 to 1.
             text: what `_encode_text` gives.
         """
@@ -136,5 +176,3 @@ class FlowTransformer(LatentPrior):
 
 _TIMESTEPS = 1000
 """Of the schedule; the transformers take any time between."""
-NATIVE_TOKENS = 64
-"""Side of the square pictures, in tokens, that these models were made for: 1024 pixels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -61,22 +62,25 @@ class Flux2Klein(FlowTransformer):
 
     def _evaluate(
         self,
+        transformer: Callable[..., Any],
         tokens: Float[Tensor, "m tokens c"],
         places: Float[Tensor, "tokens 4"],
         time: Float[Tensor, " m"],
         text: Text,
     ) -> Float[Tensor, "m tokens c"]:
+        return transformer(hidden_states=tokens, timestep=time, **self._told(text, places)).sample
+
+    def _told(self, text: Text, places: Float[Tensor, "tokens 4"]) -> dict[str, Any]:
+        """What the transformer is given beside tokens and time."""
         words = cast(Tensor, text)  # what `_encode_text` gives
         word_places = places.new_zeros(words.shape[1], places.shape[1])
         word_places[:, 3] = torch.arange(len(word_places))
-        return self.transformer(
-            hidden_states=tokens,
-            encoder_hidden_states=words,
-            timestep=time,
-            img_ids=places,
-            txt_ids=word_places,
-            guidance=None,
-        ).sample
+        return {
+            "encoder_hidden_states": words,
+            "img_ids": places,
+            "txt_ids": word_places,
+            "guidance": None,
+        }
 
     def _places(self, height: int, width: int, order: int) -> Tensor:
         picture = torch.tensor([_PICTURE_DISTANCE * order])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,13 @@ class FluxKontext(FlowTransformer):
     Args:
         parts: of `FlowTransformer`; the VAE is an `AutoencoderKL` whose latents are shifted and scaled, and
             `load_text` gives CLIP and T5.
+
+    Attributes:
+        told_guidance: what a transformer that takes its guidance as a number is told: that of the model's own
+            card.
     """
+
+    told_guidance = 2.5
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
@@ -45,6 +52,7 @@ class FluxKontext(FlowTransformer):
 
     def _evaluate(
         self,
+        transformer: Callable[..., Any],
         tokens: Float[Tensor, "m tokens c"],
         places: Float[Tensor, "tokens 3"],
         time: Float[Tensor, " m"],
@@ -54,8 +62,8 @@ class FluxKontext(FlowTransformer):
         words, whole = text.parts
         told = None
         if self.transformer.config["guidance_embeds"]:
-            told = torch.full((len(tokens),), DISTILLED_GUIDANCE, device=self.device)
-        return self.transformer(
+            told = torch.full((len(tokens),), self.told_guidance, device=self.device)
+        return transformer(
             hidden_states=tokens,
             encoder_hidden_states=words,
             pooled_projections=whole,
@@ -69,8 +77,6 @@ class FluxKontext(FlowTransformer):
         return torch.cartesian_prod(torch.tensor([order]), torch.arange(height), torch.arange(width))
 
 
-DISTILLED_GUIDANCE = 2.5
-"""What a transformer that takes its guidance as a number is told: that of the model's own card."""
 _WORDS = 512
 """Tokens of T5 that the model was trained with, where its tokenizer does not say fewer; longer prompts are
 cut off."""

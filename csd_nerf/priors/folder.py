@@ -1,4 +1,4 @@
-"""Checking a model folder in diffusers format with nothing but the standard library and safetensors."""
+"""Checking a model folder in diffusers format with nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError, safe_open
 
 from csd_nerf.errors import InputError, check
 
@@ -27,6 +25,8 @@ CONFIGS = (
 )
 PATCH = 2
 """Side, in latents of the VAE, of what is one token of a flow transformer."""
+NATIVE_TOKENS = 64
+"""Side of the square pictures, in tokens, that flow transformers were made for: 1024 pixels."""
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -37,11 +37,16 @@ class FlowPipeline:
     Attributes:
         transformer, vae: their classes.
         second_text_encoder: whether there is one, with a tokenizer of its own.
+        processor: folder of what prepares words and pictures for a text encoder that sees both; empty where
+            it sees words alone.
+        edits: whether it is a model that edits pictures, or else one that makes them of a description.
     """
 
     transformer: str
     vae: str
-    second_text_encoder: bool
+    second_text_encoder: bool = False
+    processor: str = ""
+    edits: bool = True
 
     @property
     def weights(self) -> dict[str, str]:
@@ -52,6 +57,8 @@ class FlowPipeline:
 
     @property
     def tokenizers(self) -> list[str]:
+        if self.processor:
+            return [self.processor]
         return ["tokenizer", "tokenizer_2"] if self.second_text_encoder else ["tokenizer"]
 
     @property
@@ -65,10 +72,22 @@ class FlowPipeline:
 
 
 FLOW_PIPELINES = {
-    "FluxKontextPipeline": FlowPipeline("FluxTransformer2DModel", "AutoencoderKL", True),
-    "Flux2KleinPipeline": FlowPipeline("Flux2Transformer2DModel", "AutoencoderKLFlux2", False),
+    "FluxKontextPipeline": FlowPipeline("FluxTransformer2DModel", "AutoencoderKL", second_text_encoder=True),
+    "FluxPipeline": FlowPipeline(
+        "FluxTransformer2DModel", "AutoencoderKL", second_text_encoder=True, edits=False
+    ),
+    "Flux2KleinPipeline": FlowPipeline("Flux2Transformer2DModel", "AutoencoderKLFlux2"),
+    "Flux2KleinKVPipeline": FlowPipeline("Flux2Transformer2DModel", "AutoencoderKLFlux2"),
+    "QwenImageEditPlusPipeline": FlowPipeline(
+        "QwenImageTransformer2DModel", "AutoencoderKLQwenImage", processor="processor"
+    ),
+    "LongCatImageEditPipeline": FlowPipeline(
+        "LongCatImageTransformer2DModel", "AutoencoderKL", processor="text_processor"
+    ),
 }
 """By the class that a folder's model_index.json names."""
+PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Either says how pictures are prepared for a text encoder that sees them."""
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do: without any, a tokenizer would take every word for an unknown one."""
 HALF = "fp16"
@@ -115,6 +134,10 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
         names = [[f"{tokenizer}/{name}" for name in either] for either in VOCABULARIES]
         if not any(all((folder / name).is_file() for name in either) for either in names):
             missing.append(" or ".join(" and ".join(either) for either in names))
+    if flow is not None and flow.processor:
+        names_of = [f"{flow.processor}/{name}" for name in PICTURE_PROCESSORS]
+        if not any((folder / name).is_file() for name in names_of):
+            missing.append(" or ".join(names_of))
     missing += [f"{part}/{name}" for part, found in weights.items() for name in found.missing]
     if missing:
         pickles = " (there are .bin weights, which are not read)" if any(folder.glob("*/*.bin")) else ""
@@ -132,8 +155,8 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
         _check_flow(folder, flow, contents)
         return
     unet, vae = contents["unet/config.json"], contents["vae/config.json"]
-    image_conditioned = check_channels(unet.get("in_channels"), vae.get("latent_channels"))
-    _check_conditions(folder, unet, image_conditioned)
+    check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+    _check_conditions(folder, unet)
     sample_size(unet)
     check_scheduler(folder, contents["scheduler/scheduler_config.json"])
     check_autoencoder(folder / "vae", vae, ("AutoencoderKL",))
@@ -245,7 +268,8 @@ def _check_flow(folder: Path, flow: FlowPipeline, contents: dict[str, dict[str, 
             hint=REPAIR_HINT,
         )
     channels = contents["transformer/config.json"].get("in_channels")
-    latents = contents["vae/config.json"].get("latent_channels") or 0
+    vae = contents["vae/config.json"]
+    latents = vae.get("latent_channels") or vae.get("z_dim") or 0
     check(
         channels == PATCH**2 * latents,
         f"the transformer and the autoencoder in {folder} are not of one model",
@@ -262,9 +286,13 @@ def vae_factor(folder: Path) -> int:
 
 
 def pixels_per_latent(vae: dict[str, Any]) -> int:
-    """The same, from the config of an autoencoder of either class, which halves between two blocks."""
-    blocks = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0]
+    """The same, from the config of an autoencoder of any class, which halves between two blocks."""
+    blocks = next(filter(None, map(vae.get, _BLOCKS)), [0])
     return 2 ** (len(blocks) - 1)
+
+
+_BLOCKS = ("encoder_block_out_channels", "block_out_channels", "dim_mult")
+"""Where configs of autoencoders have a number for each block."""
 
 
 def sample_size(unet: dict[str, Any]) -> int:
@@ -352,8 +380,9 @@ def check_autoencoder(folder: Path, config: dict[str, Any], classes: tuple[str, 
 def is_image_conditioned(folder: Path) -> bool:
     """Whether a folder that was checked holds a model that edits pictures; otherwise it is a text-to-image
     model."""
-    if flow_pipeline(folder) is not None:
-        return True
+    flow = flow_pipeline(folder)
+    if flow is not None:
+        return flow.edits
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
 
@@ -363,8 +392,15 @@ def guided_by(folder: Path) -> GuidedBy:
     if flow_pipeline(folder) is not None:
         # Kontext is told a scale; klein's distilled variant knows none, and its pipeline says so.
         told = read_json(folder / "transformer/config.json").get("guidance_embeds")
-        return "itself" if told or read_json(folder / "model_index.json").get("is_distilled") else "text"
+        index = read_json(folder / "model_index.json")
+        never = index["_class_name"] in _NEVER_GUIDED
+        return "itself" if told or index.get("is_distilled") or never else "text"
     return "picture-and-text" if is_image_conditioned(folder) else "text"
+
+
+_NEVER_GUIDED = ("FluxPipeline", "Flux2KleinKVPipeline")
+"""Pipelines of models that all have guidance distilled into them: FLUX.1 schnell is told no scale, and needs
+none."""
 
 
 def is_xl(folder: Path) -> bool:
@@ -395,9 +431,9 @@ def check_channels(unet_channels: int | None, latent_channels: int | None) -> bo
     return unet_channels != latent_channels
 
 
-def _check_conditions(folder: Path, unet: dict[str, Any], image_conditioned: bool) -> None:
-    """Refuse a U-Net that must be told more than a prompt and a size: upscalers, unCLIP, an XL that edits."""
-    known = {} if image_conditioned else {"addition_embed_type": "text_time"}
+def _check_conditions(folder: Path, unet: dict[str, Any]) -> None:
+    """Refuse a U-Net that must be told more than a prompt and a size: upscalers, unCLIP."""
+    known = {"addition_embed_type": "text_time"}  # of an XL
     more = [
         name
         for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type")
@@ -406,8 +442,7 @@ def _check_conditions(folder: Path, unet: dict[str, Any], image_conditioned: boo
     if more:
         raise InputError(
             f"the U-Net in {folder} must be told more than a prompt",
-            expected="an InstructPix2Pix or Stable Diffusion 1 or 2 with one CLIP text encoder, or a "
-            "text-to-image Stable Diffusion XL",
+            expected="an InstructPix2Pix or a Stable Diffusion, of 1, 2 or XL",
             got=" and ".join(f"{name} {unet[name]!r}" for name in more) + " in its config",
             hint="use another model",
         )
@@ -437,12 +472,34 @@ def check_weights(file: Path) -> None:
         InputError: it is not.
     """
     try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (OSError, SafetensorError) as error:
+        weights_header(file)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{file} cannot be read",
             expected="a complete safetensors file",
             got=f"{error} ({file.stat().st_size} bytes)",
             hint=REPAIR_HINT + " (a file of a few hundred bytes is a git-lfs pointer: run `git lfs pull`)",
         ) from error
+
+
+def weights_header(file: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of each of its tensors: `dtype`, `shape`, and `data_offsets` in bytes.
+
+    Read without safetensors, which maps the whole file and cannot where it is larger than the memory.
+
+    Raises:
+        ValueError: it is no such file, or cut off.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError("it does not begin with a header")
+        header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    if end != size:
+        raise ValueError(f"it should have {end} bytes")
+    return tensors

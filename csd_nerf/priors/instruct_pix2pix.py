@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf.priors.base import GuidedBy
 from csd_nerf.priors.latent_diffusion import LatentDiffusion
 
 
@@ -21,7 +22,7 @@ class InstructPix2Pix(LatentDiffusion):
     """
 
     image_conditioned = True
-    guided_by = "picture-and-text"
+    guided_by: GuidedBy = "picture-and-text"
 
     def __init__(self, *, trained_scaling_factor: float | None = None, **parts: Any) -> None:
         super().__init__(**parts)

@@ -60,7 +60,7 @@ class LatentPrior(Prior):
         return self._batched(self._decode_batch, self._unscaled(latents)).clamp(0, 1)
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Text:
+    def embed(self, prompts: Sequence[str], condition: Float[Tensor, "n k h w"] | None = None) -> Text:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         if new:
             text = self._encode_text(new)

@@ -42,8 +42,10 @@ from csd_nerf.priors.folder import (
     is_xl,
     read_json,
 )
+from csd_nerf.priors.memory import Load, check_memory
 from csd_nerf.priors.names import find_model
 from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place
+from csd_nerf.priors.quantized import Quantization, check_quantization
 
 NAMES_HELP = (
     "a bundled name (tiny-instruct, tiny-sd), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
@@ -85,10 +87,10 @@ def load_prior(
     unet_batch_size: int = 20,
     vae_batch_size: int = 1,
     compile_unet: bool = False,
+    quantization: Quantization = "none",
     control: ControlConfig = NO_CONTROL,
 ) -> Prior:
-    """Load a prior: an `InstructPix2Pix`, a `StableDiffusion`, a `StableDiffusionXL`, a `FluxKontext` or a
-    `Flux2Klein`, whichever the model is, or a `ControlNet`.
+    """Load a prior of whichever class the model is, or a `ControlNet` about it.
 
     Args:
         name: bundled name, folder in diffusers format, or hub id (safetensors only, no remote code).
@@ -102,13 +104,16 @@ def load_prior(
         unet_batch_size: most rows through the U-Net at once; a CSD-Edit step has 5 for each view.
         vae_batch_size: most pictures through the VAE at once.
         compile_unet: compile the U-Net with torch.compile: slow first steps, faster ones from then on.
+        quantization: of the linear layers of the U-Net, or of the transformer and its text encoders: "int8"
+            or "nf4" (4 bits), by bitsandbytes.
         control: a ControlNet to be put beside a text-to-image model; in the U-Net's precision.
 
     Raises:
         InputError: as `check_prior`, `check_vae` and `check_control`; a model that cannot be fetched or
-            read; a device that is not there.
+            read; a device that is not there, or has too little memory free for the weights.
     """
     device = check_device(device)
+    check_quantization(quantization)
     folder = check_prior(name)
     vae_folder = check_vae(vae, folder)
     control_folder = check_control(control, folder)
@@ -128,38 +133,55 @@ def load_prior(
             unet_batch_size=unet_batch_size,
             vae_batch_size=vae_batch_size,
             compiled=compile_unet,
+            quantization=quantization,
         )
     import diffusers
     from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 
     from csd_nerf.priors.control_net import ControlNet
     from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
+    from csd_nerf.priors.instruct_pix2pix_xl import InstructPix2PixXL
     from csd_nerf.priors.stable_diffusion import StableDiffusion
     from csd_nerf.priors.stable_diffusion_xl import StableDiffusionXL
 
-    # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
-    scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
     dtype = dtype or automatic_dtype(device)
-    unet = place(load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet)
     own_vae = folder / "vae"
     vae_folder = vae_folder or own_vae
     vae_config = read_json(vae_folder / "config.json")
+    vae_dtype = vae_dtype or automatic_vae_dtype(device, vae_config)
+    text_parts = _text_parts(folder)
+    loads = [
+        Load("unet", folder / "unet", dtype, quantization),
+        Load("vae", vae_folder, vae_dtype, as_told=False),
+        *(Load(part.encoder, folder / part.encoder, torch.float32, as_told=False) for part in text_parts),
+    ]
+    if control_folder is not None and control.picture != "none":
+        loads.append(Load("control net", control_folder, dtype))
+    check_memory(folder, loads, device)
+    # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
+    scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
+    unet = place(
+        load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet, quantization
+    )
     vae_class = getattr(diffusers, vae_config.get("_class_name", "AutoencoderKL"))
-    autoencoder = load_weights(vae_class, vae_folder, vae_dtype or automatic_vae_dtype(device, vae_config))
+    autoencoder = load_weights(vae_class, vae_folder, vae_dtype)
+    own_scale = scaling_factor(read_json(own_vae / "config.json"))
     kind: Callable[..., Prior] = StableDiffusion
     if is_image_conditioned(folder):
-        own_scale = scaling_factor(read_json(own_vae / "config.json"))
         kind = partial(InstructPix2Pix, trained_scaling_factor=own_scale)
     if is_xl(folder):
         index = read_json(folder / "model_index.json")
-        kind = partial(StableDiffusionXL, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
+        empty_is_zero = bool(index.get("force_zeros_for_empty_prompt", True))
+        kind = partial(StableDiffusionXL, empty_is_zero=empty_is_zero)
+        if is_image_conditioned(folder):
+            kind = partial(InstructPix2PixXL, empty_is_zero=empty_is_zero, trained_scaling_factor=own_scale)
     if control_folder is not None and control.picture != "none":
         net = place(load_weights(ControlNetModel, control_folder, dtype), device, compile_unet)
         kind = partial(ControlNet, control_net=net, picture=control.picture, control_scale=control.scale)
     return kind(
         unet=unet,
         vae=place(autoencoder, device, compiled=False),
-        load_text=partial(load_text_models, folder, _text_parts(folder)),
+        load_text=partial(load_text_models, folder, text_parts),
         schedule=NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod),
         prediction_type=scheduler.config.prediction_type,
         unet_batch_size=unet_batch_size,
@@ -218,6 +240,7 @@ def _download(hub_id: str) -> Path:
     """The folder of a hub model in the local cache, fetched as far as it is not there yet."""
     # Repositories also hold half-precision copies and single-file checkpoints, which are left there.
     configs = [*CONFIGS, f"{SECOND_TEXT_ENCODER}/config.json", "tokenizer/*", "tokenizer_2/*"]
+    configs += ["processor/*", "text_processor/*"]
     configs.append("transformer/config.json")
     folder = _fetch(hub_id, configs, NAMES_HELP)
     check_folder(folder, with_weights=False)  # before gigabytes are fetched
@@ -254,9 +277,18 @@ def _fetch(hub_id: str, patterns: list[str], expected: str) -> Path:
         expected: kinds of names, for the message when it cannot be fetched.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise InputError(
+            f"the model {hub_id!r} is given only to those who agreed to its terms",
+            expected="an account of the hub that did, and is logged in here",
+            got=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
+            hint=f"agree on https://huggingface.co/{hub_id}, then `hf auth login`; or use a model that "
+            "is free to all, as black-forest-labs/FLUX.2-klein-base-4B",
+        ) from error
     except Exception as error:  # the hub's own, and those of whatever it talks through: proxies, TLS, ...
         raise InputError(
             f"the model {hub_id!r} is not on this machine and cannot be fetched",

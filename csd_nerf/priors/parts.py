@@ -12,11 +12,14 @@ import torch
 from csd_nerf.errors import InputError
 from csd_nerf.priors.base import memory_format
 from csd_nerf.priors.folder import REPAIR_HINT, WEIGHTS, find_weights
+from csd_nerf.priors.quantized import Quantization, quantized
 
 
-def place(model: Any, device: torch.device, compiled: bool) -> Any:
-    """A network where it is to run, in the form that is fast there."""
-    model = model.to(memory_format=memory_format(device))
+def place(model: Any, device: torch.device, compiled: bool, quantization: Quantization = "none") -> Any:
+    """A network where it is to run, in the form that is fast there, and with weights of so many bits."""
+    model = quantized(model, quantization)
+    if all(weight.ndim < 5 for weight in model.parameters()):  # those of clips know no other form
+        model = model.to(memory_format=memory_format(device))
     if compiled:
         model.compile()
     return model.to(device)
@@ -62,7 +65,10 @@ class TextPart:
 
 
 def load_text_models(
-    folder: Path, parts: Sequence[TextPart], dtype: torch.dtype = torch.float32
+    folder: Path,
+    parts: Sequence[TextPart],
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization = "none",
 ) -> list[tuple[Any, Any]]:
     """Tokenizers and text encoders of a model, in pairs.
 
@@ -70,6 +76,7 @@ def load_text_models(
         folder: the model's, checked.
         parts: what is in it.
         dtype: precision of the encoders.
+        quantization: of their linear layers, once they are moved.
 
     Raises:
         InputError: one cannot be read, or its weights do not fit its config.
@@ -90,7 +97,7 @@ def load_text_models(
             tokenizer = getattr(transformers, part.tokenizer_class).from_pretrained(
                 folder, subfolder=part.tokenizer
             )
-            models.append((tokenizer, encoder))
+            models.append((tokenizer, quantized(encoder, quantization)))
         return models
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(

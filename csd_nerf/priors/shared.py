@@ -37,8 +37,8 @@ class Shared(Wrapped):
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         return self._by_share(self.prior.decode, latents)
 
-    def embed(self, prompts: Sequence[str]) -> Text:
-        return self.prior.embed(prompts)
+    def embed(self, prompts: Sequence[str], condition: Float[Tensor, "n k h w"] | None = None) -> Text:
+        return self.prior.embed(prompts, condition)
 
     def condition(self, images: Float[Tensor, "n _ height width"]) -> Float[Tensor, "n k h w"]:
         return self.prior.condition(images)

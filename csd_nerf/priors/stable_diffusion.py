@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf.priors.base import GuidedBy
 from csd_nerf.priors.latent_diffusion import LatentDiffusion
 
 
@@ -13,7 +14,7 @@ class StableDiffusion(LatentDiffusion):
     """A U-Net that sees the noisy latents alone."""
 
     image_conditioned = False
-    guided_by = "text"
+    guided_by: GuidedBy = "text"
 
     @torch.no_grad()
     def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from csd_nerf.priors.base import Prior
 
 
@@ -17,6 +19,7 @@ class Wrapped(Prior):
         self.device = prior.device
         self.image_conditioned = prior.image_conditioned
         self.guided_by = prior.guided_by
+        self.text_sees_picture = prior.text_sees_picture
         self.time_shift = prior.time_shift
         self.shown = prior.shown
         self.schedule = prior.schedule
@@ -27,6 +30,9 @@ class Wrapped(Prior):
         self.unet_batch_size = prior.unet_batch_size
         self.vae_batch_size = prior.vae_batch_size
         self.self_attention_layers = prior.self_attention_layers
+
+    def settled(self, guided: Tensor, prompted: Tensor, noisy: Tensor, t: int) -> Tensor:
+        return self.prior.settled(guided, prompted, noisy, t)
 
     @property
     def unet_evaluations(self) -> int:  # type: ignore[override]

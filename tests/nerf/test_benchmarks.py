@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from prior_folders import save_flux2_klein, save_flux_kontext
 
 from csd_nerf.nerf.methods import METHODS
+from csd_nerf.priors.memory import Load, loaded_bytes
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -130,3 +132,39 @@ def test_options_of_captured_edits_are_those_of_the_methods() -> None:
         flag = f"{METHODS[method].pipeline.guidance_option}.text-guidance"
         assert arguments[arguments.index(flag) + 1] == "3.0" and "--pipeline.route" in arguments
         assert (arguments[:2] == ["--recipe", "tiny"]) == (method != "csd-edit-tiny")
+
+
+def test_the_quality_of_a_flow_is_measured_as_that_of_any_editor(tmp_path: Path) -> None:
+    quality = runpy.run_path(str(BENCHMARKS / "prior_quality.py"), run_name="not_main")
+    prior = quality["Prior"](save_flux_kontext(tmp_path / "prior", guidance_embeds=False))
+    photos = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    edited = prior.edit(photos, "make it night")
+    assert edited.shape == photos.shape and (edited - photos).abs().mean() > 0.01
+    alone = prior.edit(photos[1:], "make it night", first_seed=1)
+    torch.testing.assert_close(alone, edited[1:], rtol=0, atol=1e-3)
+    assert (prior.edit(photos, "make it night", first_seed=2) - edited).abs().mean() > 0.01
+    assert prior.reconstruct(photos).shape == photos.shape
+
+
+def test_a_prior_is_held_against_another(tmp_path: Path) -> None:
+    quality = runpy.run_path(str(BENCHMARKS / "prior_quality.py"), run_name="not_main")
+    edits = ("night", "winter", "sketch", "autumn", "sepia", "painting")
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps({"gains": {edit: {"96": 20.0, "128": 10.0} for edit in edits}}))
+    bars = quality["wanted_gains"](file, [96, 128])
+    assert bars["night"] == {96: 19.0, 128: 9.0} and bars["sketch"] == {96: 9.0, 128: 9.0}
+    assert quality["wanted_gains"](None, [96])["night"] == {96: 18.0}
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_memory_is_counted_alike_with_and_without_weights(tmp_path: Path, quantization: Any) -> None:
+    """Of a configuration by the benchmark, and of files by what refuses them before they are loaded."""
+    from diffusers import Flux2Transformer2DModel
+
+    memory = runpy.run_path(str(BENCHMARKS / "prior_memory.py"), run_name="not_main")
+    folder = save_flux2_klein(tmp_path / "prior") / "transformer"
+    config = Flux2Transformer2DModel.load_config(folder)
+    built = memory["on_meta"](lambda: Flux2Transformer2DModel.from_config(config))
+    assert all(weight.is_meta for weight in built.parameters())
+    counted = memory["bytes_of"](built, torch.bfloat16, quantization)
+    assert loaded_bytes(Load("transformer", folder, torch.bfloat16, quantization)) == round(counted)

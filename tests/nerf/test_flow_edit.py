@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from nerf_runs import refusal, run
-from prior_folders import save_flux2_klein, save_flux_kontext
+from prior_folders import save_flux2_klein, save_flux_kontext, save_qwen_image_edit
 
 from csd_nerf.comparison.budget import PER_VIEW
 from csd_nerf.comparison.checking import _check_method
@@ -28,14 +29,45 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("method", ["csd-edit", "in2n-baseline"])
-@pytest.mark.parametrize("save", [save_flux_kontext, save_flux2_klein])
+@pytest.mark.parametrize(
+    ("save", "method"),
+    [
+        *itertools.product([save_flux_kontext, save_flux2_klein], ["csd-edit", "in2n-baseline"]),
+        (save_qwen_image_edit, "csd-edit"),
+    ],
+)
 def test_a_scene_is_edited(edit_config: Make, tmp_path: Path, save: Any, method: str) -> None:
     prior = str(save(tmp_path / "prior"))
     edited = run(edit_config(method, **SETTINGS, pipeline__prior=prior, max_num_iterations=2))
     edit = edited.pipeline._edit
     assert edit.prior.schedule.is_flow and edit.prior.unet_evaluations > 0
     assert (edited.pipeline.eval_pictures() - edit.before).abs().max() > 1e-3
+
+
+def test_the_recipe_for_flows_anneals_over_the_edit(edit_config: Make, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "recipe": "flow", "pipeline__prior": str(save_flux2_klein(tmp_path / "prior"))}
+    edited = run(edit_config("csd-edit", **settings, max_num_iterations=2))
+    config = edited.pipeline.config.objective
+    assert (config.timesteps, config.weighting) == ("annealed", "one-over-alpha")
+    edit = edited.pipeline._edit
+    assert (edited.pipeline.eval_pictures() - edit.before).abs().max() > 1e-4
+
+
+def test_a_text_encoder_that_sees_the_views_is_loaded_once(
+    edit_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from csd_nerf.priors.parts import load_text_models
+
+    loads: list[Any] = []
+
+    def counted(*options: Any) -> Any:
+        loads.append(options)
+        return load_text_models(*options)
+
+    monkeypatch.setattr("csd_nerf.priors.flow_loading.load_text_models", counted)
+    prior = str(save_qwen_image_edit(tmp_path / "prior"))
+    run(edit_config("csd-edit", **SETTINGS, pipeline__prior=prior, max_num_iterations=4))
+    assert len(loads) == 1
 
 
 def test_views_go_along_the_flow_together(edit_config: Make, tmp_path: Path) -> None:
