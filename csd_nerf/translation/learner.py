@@ -36,7 +36,8 @@ class Learner:
             step: number of this one, 0-based.
             rate: learning rate.
         """
-        gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, self.parameters)])
+        parts = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        gradient = torch.cat([part.flatten() for part in parts])
         weights, average, first, second = self.state
         first.lerp_(gradient, 1 - FIRST_DECAY)
         second.lerp_(gradient.square(), 1 - SECOND_DECAY)

@@ -66,7 +66,7 @@ class TrainedTranslator:
             picture: RGB in 0..1.
             target: number of the target.
         """
-        device = self.network.change.weight.device
+        device = self.network.asked.weight.device
         strips = []
         for top in range(0, picture.shape[1], ROWS):
             above = min(top, REACH)
@@ -84,11 +84,7 @@ def save_translator(translator: TrainedTranslator, path: Path) -> None:
     network = translator.network
     about = {
         "prompts": translator.prompts,
-        "shape": {
-            "channels": network.channels,
-            "blocks": len(network.inner),
-            "fine_channels": network.fine.out_channels,
-        },
+        "shape": network.shape,
         "made_by": translator.made_by,
     }
     weights = {name: value.cpu().contiguous().clone() for name, value in network.state_dict().items()}

@@ -33,7 +33,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(f"photos/{number}.png")
     torch.manual_seed(0)
     network = Translator(1)
-    torch.nn.init.constant_(network.change.bias, -0.25)  # darker
+    torch.nn.init.constant_(network.change[0].bias, -0.25)  # darker
     save_translator(TrainedTranslator(network, ("darker",), {}), Path("darker.safetensors"))
     handler = signal.getsignal(signal.SIGTERM)
     yield
