@@ -22,6 +22,7 @@ from csd_nerf.errors import exit_on_input_error
 from csd_nerf.history.history_command import History
 from csd_nerf.nerf.blend_command import Blend
 from csd_nerf.nerf.evaluate_command import Evaluate
+from csd_nerf.probing.probe_command import Probe
 from csd_nerf.translation.translate_command import Translate
 from csd_nerf.trying.try_command import Try
 
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "history": History,
     "image": Image,
     "panorama": Panorama,
+    "probe": Probe,
     "translate": Translate,
     "try": Try,
     "video": Video,

@@ -39,7 +39,7 @@ def train_translator(
         x~ = encode(p)        x = encode(G(p))
         g = Objective.gradient(x; x~) + identity_weight (x - x~)
         change = decode(x - step_length g) - decode(x)
-        loss = -1/N sum_i <change_i, G(p_i)>
+        loss = 1/2N sum_i |G(p_i) - (G(p_i) + change_i)|^2        the second G(p) without a gradient
 
     G learns to make the step that an edit of its pictures would take next. The paper's network gives
     latents, and its loss has the gradient g. Ours gives pictures, without an autoencoder's losses and time;
@@ -135,7 +135,8 @@ def distillation_loss(
     max_steps: int = 1,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
-    """The loss of a step, see `train_translator`. Its gradient at the translated pictures is `-change / N`.
+    """The loss of a step, see `train_translator`. Its gradient at the translated pictures is `-change / N`
+    wherever they are and stay in 0..1; else it leads back there.
 
     Args:
         network: the translator.
@@ -153,7 +154,8 @@ def distillation_loss(
     after = network(before, target)
     with torch.no_grad():
         source, condition = prior.encode_source(before)
-        latents = prior.encode(after)
+        shown = after.clamp(0, 1)
+        latents = prior.encode(shown)
         distilled = objective.gradient(
             latents,
             source,
@@ -166,7 +168,8 @@ def distillation_loss(
         )
         direction = distilled.gradient + identity_weight * (latents - source)
         change = prior.decode(latents - step_length * direction) - prior.decode(latents)
-    return -(change * after).sum() / len(before)
+        wanted = (shown + change).clamp(0, 1)
+    return (after - wanted).square().sum() / (2 * len(before))
 
 
 @torch.no_grad()
