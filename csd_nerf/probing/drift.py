@@ -73,16 +73,16 @@ def attributes(pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
 
 
 def beyond_colours(
-    change: Float[Tensor, "n 3 h w"], source: Float[Tensor, "n 3 h w"]
-) -> Float[Tensor, "n 3 h w"]:
-    """A change without what the colours that were there explain of it, wherever they were.
+    change: Float[Tensor, "n c h w"], source: Float[Tensor, "n 3 h w"]
+) -> Float[Tensor, "n c h w"]:
+    """A change, or anything else of each pixel, without what the colours there explain of it, wherever.
 
     Least squares over all pixels of all pictures by polynomials of the source's colour: quadratic in red,
     green and blue, and luma to the fifth power. An edit that does the same to equal colours leaves next to
     nothing, though skies are bright and mostly above.
 
     Args:
-        change: of the pictures, -1..1.
+        change: of the pictures.
         source: as they were, 0..1.
     """
     red, green, blue = source.double().unbind(1)
@@ -94,8 +94,8 @@ def beyond_colours(
     wanted = change.double().permute(0, 2, 3, 1).flatten(0, 2)
     # Luma and its parts are one another's sums: the solver must stand that.
     explained = terms @ torch.linalg.lstsq(terms, wanted, driver="gelsd").solution
-    count, _, height, width = change.shape
-    return (wanted - explained).reshape(count, height, width, 3).permute(0, 3, 1, 2).float()
+    count, channels, height, width = change.shape
+    return (wanted - explained).reshape(count, height, width, channels).permute(0, 3, 1, 2).float()
 
 
 def by_place(
@@ -105,6 +105,10 @@ def by_place(
 ) -> list[Drift]:
     """Drift of each region against the rest of the picture, beyond what colours explain.
 
+    As in a regression of the change on colours and region together, so that what both could explain, because
+    skies are bright and above, counts for neither: with change c and weights w without what colours explain
+    of them, c' and w', the drift is `sum c' w' / sum w'^2`, and a picture's part in it N times its summand.
+
     Args:
         change, source: see `beyond_colours`.
         where: weights 0..1 of every region, (h, w) for all pictures or (n, h, w) for each.
@@ -112,9 +116,8 @@ def by_place(
     left = attributes(beyond_colours(change, source))
     names, columns = [], []
     for region, weights in where.items():
-        inside = weights.expand(len(left), *weights.shape[-2:])[:, None]
-        outside = 1 - inside
-        contrast = _mean(left, inside) - _mean(left, outside)
+        inside = beyond_colours(weights.expand(len(left), *weights.shape[-2:])[:, None], source)
+        contrast = len(left) * (left * inside).sum((2, 3)) / inside.square().sum().clamp(min=1e-6)
         for attribute, column in zip(ATTRIBUTES, contrast.unbind(1), strict=True):
             names.append((region, attribute))
             columns.append(column)
@@ -165,7 +168,3 @@ def _drifts(names: list[tuple[str, str]], values: Float[Tensor, "n k"]) -> list[
             names, values.unbind(1), probabilities.tolist(), strict=True
         )
     ]
-
-
-def _mean(values: Float[Tensor, "n 3 h w"], weights: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 3"]:
-    return (values * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-6)

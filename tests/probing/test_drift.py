@@ -12,9 +12,9 @@ from csd_nerf.probing.drift import (
     attributes,
     beyond_colours,
     by_place,
+    chances,
     everywhere,
     regions,
-    chances,
 )
 from csd_nerf.scenes.operators import OPERATORS
 
