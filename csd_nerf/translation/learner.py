@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 FIRST_DECAY, SECOND_DECAY, LEAST = 0.9, 0.99, 1e-8
-AVERAGED_STEPS = 100
+AVERAGED_STEPS = 50
 """About so many of the last steps are averaged; fewer at first."""
 
 

@@ -7,8 +7,13 @@ from csd_nerf.editors.settings import EditSettings
 from csd_nerf.errors import check, check_at_least, option
 
 if TYPE_CHECKING:
+    from csd_nerf.distillation import DescentConfig
     from csd_nerf.distillation.presets import LatentEditConfig
     from csd_nerf.priors import Prior
+
+DECAY = 0.7
+"""Of the learning rate from stair to stair. In the end a training follows gradients that are little but noise
+of another draw in each step, unless the rate goes down to little."""
 
 
 @dataclass
@@ -18,7 +23,7 @@ class TranslatorSettings(EditSettings):
     steps: int = 1000
     """Steps of the training; each is one of the prompts, on pictures drawn at random."""
     learning_rate: float = 2e-3
-    """Of Adam in the first step; it falls in ten stairs by a tenth each."""
+    """Of Adam in the first step; it falls in ten stairs by three tenths each."""
     particles: int = 8
     """Crops of different pictures in a step."""
     size: Optional[int] = None  # noqa: UP045
@@ -69,6 +74,11 @@ class TranslatorSettings(EditSettings):
         whole = self.objective_config().text_guidance
         rising = self.warm_up * self.steps
         return whole if step >= rising else 1 + (whole - 1) * step / rising
+
+    def descent(self) -> "DescentConfig":
+        descent = super().descent()
+        descent.decay = DECAY
+        return descent
 
     def step_length(self) -> float:
         """By which latents are moved for a decoded step: the first of an edit of single pictures."""
