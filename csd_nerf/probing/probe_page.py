@@ -128,13 +128,13 @@ def verdict(probed: Probed) -> str:
 
 
 def maps(change: Float[Tensor, "n 3 h w"]) -> list[str]:
-    """The mean change of each attribute as figures: grey is none, lighter more, darker less."""
+    """The mean change of each attribute as figures: grey is none, white or black the most there is."""
     mean = attributes(change).mean(0)
     titles = ("Brightness", "Red beyond brightness", "Blue beyond brightness")
     return [
         _figure(
             f"{title}: {plane.min():+.2f} to {plane.max():+.2f}",
-            grey_change(plane.expand(1, 3, *plane.shape))[0],
+            grey_change((plane / plane.abs().max().clamp(min=1e-6)).expand(1, 3, *plane.shape))[0],
         )
         for title, plane in zip(titles, mean, strict=True)
     ]
