@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 FIRST_DECAY, SECOND_DECAY, LEAST = 0.9, 0.99, 1e-8
 AVERAGED_STEPS = 50
-"""About so many of the last steps are averaged; fewer at first."""
+"""About so many of the last steps are averaged; at first about a tenth of those that were."""
 
 
 class Learner:
@@ -43,7 +43,7 @@ class Learner:
         second.lerp_(gradient.square(), 1 - SECOND_DECAY)
         root = (second / (1 - SECOND_DECAY ** (step + 1))).sqrt() + LEAST
         weights -= rate / (1 - FIRST_DECAY ** (step + 1)) * first / root
-        average.lerp_(weights, max(1 / AVERAGED_STEPS, 1 / (step + 1)))
+        average.lerp_(weights, max(1 / AVERAGED_STEPS, 9 / (step + 10)))
 
     def show_average(self) -> None:
         """Let the network have the averaged weights."""

@@ -180,17 +180,17 @@ def test_the_learner_is_adam_with_an_average() -> None:
     reference.load_state_dict(mine.state_dict())
     learner = Learner(mine)
     adam = torch.optim.Adam(reference.parameters(), lr=0.1, betas=(0.9, 0.99))
-    seen = []
+    average = mine.weight.detach().clone()
     for step in range(5):
         inputs = torch.randn(4, 3)
         learner.descend(mine(inputs).square().sum(), step, 0.1)
         adam.zero_grad()
         reference(inputs).square().sum().backward()
         adam.step()
-        seen.append(reference.weight.detach().clone())
+        average.lerp_(reference.weight.detach(), 9 / (step + 10))
     assert torch.allclose(mine.weight, reference.weight, atol=1e-5)
-    learner.show_average()  # of so few steps the plain mean
-    assert torch.allclose(mine.weight, torch.stack(seen).mean(0), atol=1e-5)
+    learner.show_average()
+    assert torch.allclose(mine.weight, average, atol=1e-5)
     learner.show_weights()
     assert torch.allclose(mine.weight, reference.weight, atol=1e-5)
 
@@ -217,14 +217,14 @@ def test_two_targets_are_learnt(tiny_prior: Prior) -> None:
     translator, _ = train_translator(
         pictures,
         prompts,
-        settings(steps=40, particles=4, learning_rate=0.003, transport="independent"),
+        settings(steps=40, particles=4, learning_rate=0.004, text_guidance=1.5),
         loaded=tiny_prior,
     )
     for number, operator in enumerate((NIGHT, WINTER)):
         truth = operator.apply(unseen)
         after = torch.stack([translator.translate(picture, number) for picture in unseen])
         gain = (psnr(after, truth) - psnr(unseen, truth)).mean()
-        assert gain > 2, f"{operator.name} gains {gain:.1f} dB"
+        assert gain > 1.5, f"{operator.name} gains {gain:.1f} dB"
 
 
 @pytest.mark.parametrize("method", ["dds", "cds", "sds"])
