@@ -38,7 +38,7 @@ class Translator(nn.Module):
         self.asked = nn.Embedding(targets, blocks * 2 * channels)
         nn.init.normal_(self.asked.weight, std=0.3)
         hints = fine_channels // 4
-        self.hints = nn.Conv2d(channels, hints * PATCH**2, 3, padding=1)
+        self.hints = nn.Conv2d(channels, hints, 3, padding=1)
         self.fine = nn.ModuleList(nn.Conv2d(3 + hints, fine_channels, 3, padding=1) for _ in range(targets))
         self.change = nn.ModuleList(nn.Conv2d(fine_channels, 3, 1) for _ in range(targets))
         for parameter in self.change.parameters():
@@ -60,6 +60,7 @@ class Translator(nn.Module):
         asked = self.asked.weight[target].reshape(len(self.inner), 2, -1, 1, 1)
         for inner, outer, (scale, shift) in zip(self.inner, self.outer, asked, strict=True):
             hidden = hidden + outer(functional.silu(inner(hidden) * (1 + scale) + shift))
-        hints = functional.pixel_shuffle(self.hints(hidden), PATCH)
+        # Smoothly: a number of its own for each pixel of a patch leaves a pattern of dots behind.
+        hints = functional.interpolate(self.hints(hidden), scale_factor=float(PATCH), mode="bilinear")
         fine = functional.silu(self.fine[target](torch.cat([padded, hints], dim=1)))
         return (padded + self.change[target](fine))[..., :height, :width]
