@@ -22,6 +22,8 @@ from csd_nerf.errors import exit_on_input_error
 from csd_nerf.history.history_command import History
 from csd_nerf.nerf.blend_command import Blend
 from csd_nerf.nerf.evaluate_command import Evaluate
+from csd_nerf.probing.probe_command import Probe
+from csd_nerf.translation.translate_command import Translate
 from csd_nerf.trying.try_command import Try
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -32,6 +34,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "history": History,
     "image": Image,
     "panorama": Panorama,
+    "probe": Probe,
+    "translate": Translate,
     "try": Try,
     "video": Video,
 }
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _exit_as_terminated)
     try:
         with exit_on_input_error():
-            if isinstance(command, EditCommand):
+            if isinstance(command, (EditCommand, Translate)):
                 command = command.with_recipe(arguments)
             command.run()
     except KeyboardInterrupt:

@@ -71,6 +71,8 @@ def test_numbers_of_the_editors_are_in_the_files_too() -> None:
     assert latent_edit("csd-edit", "tiny-instruct").objective.text_guidance == 3.5
     assert latent_edit("cds", "tiny-sd").descent.steps == 40
     assert latent_edit("pds", "tiny-sd").descent.steps == 200
+    assert latent_edit("csd-edit", "tiny-instruct", translator=True).objective.transport == "independent"
+    assert latent_edit("csd-edit", "tiny-instruct", translator=True).objective.text_guidance == 3.5
     editors = [read_method(name).get("editors", {}) for name in method_names()]
     assert {prior for values in editors for prior in values.get("priors", ())} == set(BUNDLED_PRIORS)
 

@@ -54,22 +54,24 @@ class LatentEditConfig:
     """How far the latents go along it."""
 
 
-def latent_edit(name: str, prior: str) -> LatentEditConfig:
+def latent_edit(name: str, prior: str, *, translator: bool = False) -> LatentEditConfig:
     """What a published method begins with on pictures and clips.
 
     Args:
         name: one of `PRESETS`.
         prior: of a bundled one, by its name, the values are those that suit it.
+        translator: with what a network differs in that is trained to make the edit.
 
     Raises:
         InputError: there is no such method.
     """
     settings = _read(name)
-    editors = dict(settings["editors"])
-    suited = editors.pop("priors", {})
     config = LatentEditConfig(_objective(name, settings))
-    for values in (editors, suited.get(prior, {})):
-        set_options(config, values, method_file(_METHODS[name]), path=("editors",))
+    for section in ("editors", "translators") if translator else ("editors",):
+        values = dict(settings.get(section, {}))
+        suited = values.pop("priors", {})
+        for chosen in (values, suited.get(prior, {})):
+            set_options(config, chosen, method_file(_METHODS[name]), path=(section,))
     return config
 
 

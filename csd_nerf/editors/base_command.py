@@ -27,6 +27,8 @@ class EditCommand(EditSettings):
     settings_type: ClassVar[type[EditSettings]]
     size_option: ClassVar[str]
     """That makes particles smaller."""
+    repeated: ClassVar[tuple[str, ...]] = ()
+    """Fields whose option is given once for each of several values."""
 
     input: tyro.conf.Positional[Path]
     """What to edit."""
@@ -165,9 +167,13 @@ class EditCommand(EditSettings):
         )
         return path
 
+    def called(self) -> list[str]:
+        """The command's name and input, as on a command line."""
+        return [type(self).__name__.lower(), str(self.input)]
+
     def command_line(self) -> list[str]:
         """The command with these options, defaults left out."""
-        words = ["csd-nerf", type(self).__name__.lower(), str(self.input)]
+        words = ["csd-nerf", *self.called()]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "input" or value == field.default:
@@ -176,8 +182,9 @@ class EditCommand(EditSettings):
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
-                values = value if isinstance(value, tuple) else (value,)
-                words += [f"--{flag}", *map(str, values)]
+                values = list(map(str, value if isinstance(value, tuple) else (value,)))
+                groups = [[each] for each in values] if field.name in self.repeated else [values]
+                words += [word for group in groups for word in (f"--{flag}", *group)]
         return words
 
 

@@ -75,13 +75,17 @@ def write_page(
 
 def picture_element(picture: Float[Tensor, "3 h w"], role: str) -> str:
     """A picture (0..1) as an HTML element of class `role`, `before` or `after`."""
+    return picture_of(picture_address(picture), role, f"The picture {role} the edit")
+
+
+def picture_address(picture: Float[Tensor, "3 h w"]) -> str:
+    """A picture (0..1) as an address that holds all of it."""
     longest = max(picture.shape[1:])
     if longest > LONGEST_SIDE:
         picture = functional.interpolate(picture[None], scale_factor=LONGEST_SIDE / longest, mode="area")[0]
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(picture.permute(1, 2, 0))).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    address = data_uri(buffer.getvalue(), ".jpg")
-    return picture_of(address, role, f"The picture {role} the edit")
+    return data_uri(buffer.getvalue(), ".jpg")
 
 
 def clip_element(video: Path, role: str) -> str:

@@ -86,7 +86,7 @@ def _specification(name: str, folder: Path) -> MethodSpecification:
             got=f"kind {kind!r}, description {description!r}, optimizers {optimizers!r}",
             hint="write all three",
         )
-    for elsewhere in ("editors", *RECIPES):
+    for elsewhere in ("editors", "translators", *RECIPES):
         settings.pop(elsewhere, None)
     config = _KINDS[kind]()
     config.method_name = name

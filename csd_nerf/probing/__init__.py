@@ -1,0 +1,1 @@
+"""`csd-nerf probe`: what an instruction changes that it did not name, over a set of pictures."""
