@@ -45,12 +45,12 @@ class Parted(SystemExit):
 
 def count() -> int:
     """How many ranks there are."""
-    return dist.get_world_size() if dist.is_initialized() and not _is_alone else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def number() -> int:
     """Of this rank, 0-based."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def leads() -> bool:
@@ -82,7 +82,7 @@ def join(device_type: str) -> None:
     if device_type == "cuda":
         torch.cuda.set_device(local())
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
     signal.signal(signal.SIGTERM, _note_the_end)
     CONSOLE.quiet = not leads()
 
@@ -269,8 +269,14 @@ def _together() -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         reason = "another process of the run has ended"
+    _leave()
     _is_alone, CONSOLE.quiet = True, False
     raise Parted(f"Process {number()}: {reason}.")
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _note_the_end(*_: Any) -> None:

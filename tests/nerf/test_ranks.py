@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from csd_nerf.nerf.runs import find_run, read_checkpoint
 from csd_nerf.priors import load_prior
 from csd_nerf.priors.shared import Shared
 
-COUNTS = (1, 2, 4)
 OF_ALL = {
     "max_num_iterations": 3,
     "pipeline__prior_precision": "float32",
@@ -35,6 +36,8 @@ FEW = {"pipeline__particles": 5, "pipeline__fits_per_round": 2}  # shares that d
 DESCENT = {**FEW, "pipeline__descent__steps": 2}
 DESCRIBED = {**DESCENT, "pipeline__prior": "tiny-sd", "pipeline__source_prompt": "a photo"}
 SAMPLED = {"pipeline__prior": "tiny-instruct", "pipeline__sampling__steps": 2}
+ABOVE_ROUNDING = 1e-8
+"""Of Adam. By nerfstudio's 1e-15 a gradient that is nothing but rounding makes as large a step as any."""
 METHODS: dict[str, dict[str, Any]] = {
     "csd-edit-tiny": DESCENT,
     "csd-edit-tiny, gradient": {**DESCENT, "pipeline__route": "gradient", "pipeline__gradient_share": 0.3},
@@ -59,12 +62,15 @@ def edit_of(name: str, output: Path, scene_run: Path, **changes: Any) -> Any:
     """The configuration of a method's edit."""
     method = name.split(",")[0]
     settings = {**OF_ALL, **METHODS[name], "machine__device_type": "cpu", "mixed_precision": False, **changes}
-    return make_edit_config(method, output / name, scene_run, **settings)
+    config = make_edit_config(method, output / name, scene_run, **settings)
+    for group in config.optimizers.values():
+        group["optimizer"].eps = ABOVE_ROUNDING
+    return config
 
 
-def edits(output: Path, scene_run: Path, flow_prior: Path) -> None:
-    """All methods, in one of several processes: what it knows at the end, and a step in double precision."""
-    for name in METHODS:
+def edits(names: Sequence[str], output: Path, scene_run: Path, flow_prior: Path) -> None:
+    """Edits, in one of several processes: what it knows at their ends, and of a step in double precision."""
+    for name in names:
         changes = {"pipeline__prior": str(flow_prior)} if "flow" in name else {}
         pipeline = run(edit_of(name, output, scene_run, **changes)).pipeline
         known = {
@@ -125,55 +131,70 @@ def in_double(value: torch.Tensor) -> torch.Tensor:
     return value.double() if value.is_floating_point() else value
 
 
-@pytest.fixture(scope="module")
-def known(scene_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What each process knows in the end, by method and number of processes; and the folder of two."""
+@dataclass(frozen=True)
+class Known:
+    """What processes knew in the end, in a folder for each number of them."""
+
+    names: Sequence[str]
+    folders: Mapping[int, Path]
+
+    def of(self, name: str, count: int) -> list[Any]:
+        """Of a method's edit by so many: what each knew."""
+        return [torch.load(self.folders[count] / f"{name} {rank} of {count}.pt") for rank in range(count)]
+
+    def compared(self) -> Iterator[tuple[str, Any, list[Any]]]:
+        """A method and a number of processes, what one alone knew, and what each of several did."""
+        for name in self.names:
+            (one,) = self.of(name, 1)
+            for count in self.folders:
+                if count > 1:
+                    yield f"{name}, {count} processes", one, self.of(name, count)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        (("csd-edit-tiny", "csd-edit-tiny, gradient", "in2n-baseline"), (1, 2)),
+        pytest.param((tuple(METHODS), (1, 2, 4)), marks=pytest.mark.long),
+    ],
+    ids=["some methods", "all methods"],
+)
+def known(request: Any, scene_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Known:
+    """Edits by one process and by several."""
+    names, counts = request.param
     flow_prior = save_flux_kontext(tmp_path_factory.mktemp("priors") / "flow")
-    folders = {count: tmp_path_factory.mktemp(f"{count}-processes") for count in COUNTS}
+    folders = {count: tmp_path_factory.mktemp(f"{count}-processes") for count in counts}
     for count, folder in folders.items():
-        in_processes(count, edits, folder, scene_run, flow_prior)
-
-    def of(name: str, count: int) -> list[Any]:
-        return [torch.load(folders[count] / f"{name} {rank} of {count}.pt") for rank in range(count)]
-
-    return of, folders[2]
+        in_processes(count, edits, names, folder, scene_run, flow_prior)
+    return Known(names, folders)
 
 
-@pytest.mark.parametrize("count", COUNTS[1:])
-@pytest.mark.parametrize("name", METHODS)
-def test_several_processes_give_what_one_gives(name: str, count: int, known: Any) -> None:
-    of, _ = known
-    (one,), several = of(name, 1), of(name, count)
-    for rank in several:
-        assert all(torch.equal(several[0]["weights"][part], value) for part, value in rank["weights"].items())
-        assert rank["unet_evaluations"] == one["unet_evaluations"] > 0
-    assert (one["pictures"] - several[0]["pictures"]).abs().max() < 0.005
+def test_several_processes_give_what_one_gives(known: Known) -> None:
+    for what, one, (first, *others) in known.compared():
+        assert (one["pictures"] - first["pictures"]).abs().max() < 5e-4, what
+        assert one["unet_evaluations"] == first["unet_evaluations"] > 0, what
+        for other in others:
+            assert other["unet_evaluations"] == first["unet_evaluations"], what
+            for part, value in other["weights"].items():
+                assert torch.equal(first["weights"][part], value), (what, part)
 
 
-@pytest.mark.parametrize("count", COUNTS[1:])
-@pytest.mark.parametrize("name", METHODS)
-def test_in_double_precision_the_gradient_is_that_of_one_process(name: str, count: int, known: Any) -> None:
-    of, _ = known
-    (one,), several = of(name, 1), of(name, count)
-    for rank in several:
-        assert torch.equal(one["targets"], rank["targets"])
-        assert one["gradients"].keys() == rank["gradients"].keys()
-        for part, gradient in one["gradients"].items():
-            largest = float(gradient.abs().max())
-            torch.testing.assert_close(
-                rank["gradients"][part], gradient, rtol=1e-9, atol=1e-11 * largest, msg=part
-            )
-        assert any(gradient.any() for gradient in one["gradients"].values())
-        torch.testing.assert_close(rank["losses"], one["losses"], rtol=1e-6, atol=1e-9)
+def test_in_double_precision_the_gradient_is_that_of_one_process(known: Known) -> None:
+    for what, one, several in known.compared():
+        for rank in several:
+            assert torch.equal(one["targets"], rank["targets"]), what
+            assert one["gradients"].keys() == rank["gradients"].keys()
+            for part, gradient in one["gradients"].items():
+                apart = (rank["gradients"][part] - gradient).abs().max()
+                assert gradient.dtype == torch.float64 and apart <= 1e-12 * gradient.abs().max(), (what, part)
+            torch.testing.assert_close(rank["losses"], one["losses"], rtol=1e-6, atol=1e-9)
 
 
-def test_one_process_writes(known: Any) -> None:
-    of, folder = known
-    (run_folder,) = (folder / "csd-edit-tiny").glob("*/*/edit")
-    assert len(list(run_folder.glob("nerfstudio_models/*.ckpt"))) == 1
-    assert (run_folder / "turntable.mp4").exists()
-    saved = read_checkpoint(find_run(run_folder).checkpoint)["pipeline"]
-    weights = of("csd-edit-tiny", 2)[0]["weights"]
+def test_one_process_writes(known: Known) -> None:
+    (folder,) = (known.folders[2] / "csd-edit-tiny").glob("*/*/edit")
+    assert len(list(folder.glob("nerfstudio_models/*.ckpt"))) == 1 and (folder / "turntable.mp4").exists()
+    saved = read_checkpoint(find_run(folder).checkpoint)["pipeline"]
+    weights = known.of("csd-edit-tiny", 2)[0]["weights"]
     assert all(torch.equal(weights[name], saved[f"_model.{name}"]) for name in weights)
 
 
@@ -199,7 +220,7 @@ def test_another_number_of_processes_goes_on(
     in_processes(after, edit_until, None, tmp_path, begun)
     in_processes(1, edit_until, None, tmp_path / "alone", scene_run)
     both = [torch.load(folder / "pictures.pt") for folder in (tmp_path, tmp_path / "alone")]
-    assert (both[0] - both[1]).abs().max() < 0.005
+    assert (both[0] - both[1]).abs().max() < 5e-4
 
 
 def edit_while_one_dies(dying: int, folder: Path, scene_run: Path) -> None:
