@@ -251,7 +251,7 @@ def test_when_a_process_dies_the_others_end_with_a_checkpoint_and_a_word(
     assert words.keys() == {0, 1, 2} - {dying}
     (folder,) = tmp_path.glob("*/*/*/edit")
     for rank, said in words.items():
-        assert said.startswith(f"Process {rank}: another process of the run has ended.")
+        assert said.startswith(f"Process {rank}: ")  # another has ended, or it was told to end itself
         assert f"continue with --load-dir {folder}" in said
     assert [file.name for file in folder.glob("nerfstudio_models/*")] == ["step-000000001.ckpt"]
     assert not list(folder.glob(".nerfstudio_models*"))
