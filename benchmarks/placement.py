@@ -31,9 +31,9 @@ class Options:
     a fast network, 1 with a slow one."""
     fits: int = 100
     """To a round."""
-    fit_megabytes: float = 60.0
+    fit_megabytes: float = 150.0
     """That a process is sent in a fit; see benchmarks/communication.py."""
-    round_megabytes_a_view: float = 10.0
+    round_megabytes_a_view: float = 11.0
     """That a process is sent in a round, for each view of it; see there."""
 
 

@@ -143,7 +143,7 @@ def test_what_processes_would_take_is_worked_out_from_the_parts_of_one(tmp_path:
     options = placement.Options(file, processes=(2, 8), bandwidth=100.0, fits=100, fit_megabytes=50.0)
     times = placement.placements(parts, 4, options)
     assert times["one GPU"] == 3010 and times["prior-device, 2 GPUs"] == 2100
-    talk = (4 * 10 + 100 * 50) / 100
+    talk = (4 * 11 + 100 * 50) / 100
     assert times["2 processes"] == pytest.approx(1000 / 2 + 10 + 2000 / 2 + talk)
     assert times["8 processes"] == pytest.approx(1000 + 10 + 2000 / 8 + talk), "fewer views than processes"
     assert times["Ray, 8 edits, each"] == pytest.approx(3010 / 8)
