@@ -5,17 +5,19 @@ Every rank has field, prior and the same random numbers, and goes through the sa
 diffusion model says are gathered without a gradient, so that every rank goes on with all of it; of rays, the
 gradients of the parameters are summed. So a rank knows what one process alone would know, to rounding.
 
-In one process all of this does nothing. Processes are begun by `launch` or `torchrun`.
+In one process all of this does nothing. Processes are begun by `launch` or `torchrun`. When one of them ends
+before its time, what the others ask of each other raises `Parted`, and they are on their own.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +27,20 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.overrides import TorchFunctionMode
 
+from csd_nerf.errors import is_out_of_memory
+
 Value = TypeVar("Value")
+Rows = TypeVar("Rows", Tensor, tuple[Tensor, ...])
+
+_is_alone = False  # the others are gone
+_is_to_end = False  # somebody said so
+
+
+class Parted(SystemExit):
+    """The ranks are no longer together. Not caught, it ends the process with a word, and status 1.
+
+    From then on this rank is one process by itself, which may save what it has: as much as any other has.
+    """
 
 
 def count() -> int:
@@ -35,12 +50,12 @@ def count() -> int:
 
 def number() -> int:
     """Of this rank, 0-based."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def leads() -> bool:
     """Whether this is the rank that writes, prints and serves the viewer."""
-    return number() == 0
+    return number() == 0 or _is_alone
 
 
 def local() -> int:
@@ -56,6 +71,9 @@ def launched() -> bool:
 def join(device_type: str) -> None:
     """Meet the others; once, in a process that was launched.
 
+    Told to end, as `torchrun` tells those that are left when one has died, it does so when it next has
+    something to say to the others, and not in the middle of a change.
+
     Args:
         device_type: cuda or cpu; decides how ranks talk to each other.
     """
@@ -64,7 +82,8 @@ def join(device_type: str) -> None:
     if device_type == "cuda":
         torch.cuda.set_device(local())
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
+    signal.signal(signal.SIGTERM, _note_the_end)
     CONSOLE.quiet = not leads()
 
 
@@ -96,13 +115,14 @@ def share(total: int) -> slice:
     return _shares(total)[number()]
 
 
-def by_share(work: Callable[..., Tensor], *rows: Any) -> Tensor:
+def by_share(work: Callable[..., Rows], *rows: Any) -> Rows:
     """`work(*rows)`, every rank doing its share of the rows; no gradient.
 
     Rows that are fewer than the ranks are worked on by all.
 
     Args:
-        work: row by row, so that the result of all is that of the shares, one after the other.
+        work: row by row, so that the result of all is that of the shares, one after the other; a tensor, or
+            several.
         rows: things of as many rows each, or None.
     """
     total = len(rows[0])
@@ -110,7 +130,40 @@ def by_share(work: Callable[..., Tensor], *rows: Any) -> Tensor:
         return work(*rows)
     mine = share(total)
     done = work(*(None if row is None else row[mine] for row in rows))
-    return _gathered(done, _shares(total))
+    if isinstance(done, Tensor):
+        return of_all(done, total)
+    return tuple(of_all(part, total) for part in done)
+
+
+def groups(things: Iterable[Value]) -> Iterator[list[Value]]:
+    """Things in their order, by as many as there are ranks: one for each, for things that come one by one."""
+    group: list[Value] = []
+    for thing in things:
+        group.append(thing)
+        if len(group) == count():
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def of_all(mine: Tensor, total: int) -> Tensor:
+    """The rows of all shares, of the rows of this rank's; no gradient.
+
+    Args:
+        mine: as many rows as `share(total)`.
+        total: at least as many as there are ranks.
+    """
+    if count() == 1:
+        return mine.detach()
+    lengths = [part.stop - part.start for part in _shares(total)]
+    padded = mine.new_zeros(max(lengths), *mine.shape[1:])
+    padded[: len(mine)] = mine.detach()
+    everything = [torch.empty_like(padded) for _ in lengths]
+    if padded.numel():  # of what has no channels there is nothing to say
+        with _together():
+            dist.all_gather(everything, padded)
+    return torch.cat([part[:length] for part, length in zip(everything, lengths, strict=True)])
 
 
 def as_first(value: Value) -> Value:
@@ -118,8 +171,19 @@ def as_first(value: Value) -> Value:
     if count() == 1:
         return value
     said = [value]
-    dist.broadcast_object_list(said)
+    with _together():
+        dist.broadcast_object_list(said)
     return said[0]
+
+
+def any_says(yes: bool) -> bool:
+    """Whether it is so on one of the ranks at least: what may be so on some of them all do together."""
+    if count() == 1:
+        return yes
+    said = torch.tensor(float(yes), device=_place_of_words())
+    with _together():
+        dist.all_reduce(said)
+    return bool(said)
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
@@ -130,7 +194,8 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     for kind in sorted({str(gradient.dtype) for gradient in gradients}):
         alike = [gradient for gradient in gradients if str(gradient.dtype) == kind]
         flat = _flatten_dense_tensors(alike)
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         for gradient, whole in zip(alike, _unflatten_dense_tensors(flat, alike), strict=True):
             gradient.copy_(whole)
 
@@ -140,7 +205,8 @@ def with_values_of_all(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if count() == 1:
         return dict(losses)
     values = torch.stack([loss.detach().float() for loss in losses.values()])
-    dist.all_reduce(values)
+    with _together():
+        dist.all_reduce(values)
     pairs = zip(losses.items(), values, strict=True)
     return {name: loss + (value - loss).detach() for (name, loss), value in pairs}
 
@@ -182,10 +248,37 @@ def _shares(total: int) -> list[slice]:
     return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
 
 
-def _gathered(mine: Tensor, shares: Sequence[slice]) -> Tensor:
-    lengths = [part.stop - part.start for part in shares]
-    padded = mine.new_zeros(max(lengths), *mine.shape[1:])
-    padded[: len(mine)] = mine.detach()
-    everything = [torch.empty_like(padded) for _ in shares]
-    dist.all_gather(everything, padded)
-    return torch.cat([part[:length] for part, length in zip(everything, lengths, strict=True)])
+def _place_of_words() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around all that ranks say to each other.
+
+    Raises:
+        Parted: somebody is gone, or this process was told to end.
+    """
+    global _is_alone
+    try:
+        if not _is_to_end:
+            yield
+            return
+        reason = "this process was told to end"
+    except RuntimeError as error:  # of gloo and of NCCL, whatever it is
+        if is_out_of_memory(error):
+            raise
+        reason = "another process of the run has ended"
+    _leave()
+    _is_alone, CONSOLE.quiet = True, False
+    raise Parted(f"Process {number()}: {reason}.")
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _note_the_end(*_: Any) -> None:
+    global _is_to_end
+    _is_to_end = True

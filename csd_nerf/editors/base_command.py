@@ -70,15 +70,25 @@ class EditCommand(EditSettings):
             hint="choose another --output",
         )
 
+    def meet(self) -> bool:
+        """Join the other processes that `torchrun` began; returns whether this one writes and prints."""
+        from csd_nerf import ranks
+
+        if ranks.launched():
+            ranks.join(self.present_device())
+        return ranks.leads()
+
     @contextmanager
     def watched(self, console: "Console") -> Iterator["FileObserver"]:
         """An observer for the edit; when it is interrupted, says how to go on."""
+        from csd_nerf import ranks
         from csd_nerf.editors.saving import FileObserver, Unfinished
 
         unfinished = Unfinished(self.output)
         observer = FileObserver(
             console,
             unfinished,
+            writes=ranks.leads(),
             fresh=self.force,
             preview_every=self.preview_every,
             write_preview=self.write_preview,
@@ -91,16 +101,18 @@ class EditCommand(EditSettings):
         try:
             with room, observer:
                 yield observer
-        except KeyboardInterrupt:
-            if unfinished.path.exists():
+        except (KeyboardInterrupt, ranks.Parted):
+            if ranks.leads() and unfinished.path.exists():
                 stopped = (
                     f"\nStopped after {observer.steps} steps; the edit so far is kept in {unfinished.path}. "
                     "The same command goes on from there."
                 )
+                console.quiet = False
                 console.print(Text(stopped), soft_wrap=True)
             raise
-        unfinished.remove()
-        self.beside("-preview.jpg").unlink(missing_ok=True)
+        if ranks.leads():
+            unfinished.remove()
+            self.beside("-preview.jpg").unlink(missing_ok=True)
 
     def write_preview(self, pixels: Any) -> None:
         """Show the edit so far."""

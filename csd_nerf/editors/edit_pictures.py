@@ -22,6 +22,7 @@ from csd_nerf.editors.window_canvas import Region, WindowCanvas
 from csd_nerf.editors.windows import Grid
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
+from csd_nerf.priors.shared import shared
 
 AnyPicture = TypeVar("AnyPicture", Tensor, Image.Image)
 Masks = Callable[[int, int], Float[Tensor, "regions height width"]]
@@ -161,12 +162,13 @@ def _edit(
     editing = edit_work(settings)
     observer.plan([encoding, editing, decoding])
 
-    objective = settings.objective(prior)
+    together = shared(prior)
+    objective = settings.objective(together)
     # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
     prior.read_ahead([*prompts, settings.source_prompt, ""])
     observer.start(encoding)
     source, condition = encode_tiles(
-        prior, padded, tile, wrap=wrap, done=lambda number: observer.advance(encoding, number)
+        together, padded, tile, wrap=wrap, done=lambda number: observer.advance(encoding, number)
     )
     observer.finish(encoding)
     del padded
@@ -182,8 +184,8 @@ def _edit(
         wrap=wrap,
     )
 
-    def draw(done: Callable[[int], None] = lambda number: None) -> Tensor:
-        picture = decode_tiles(prior, canvas.latents, tile, wrap=wrap, done=done)
+    def draw(asked: Prior = prior, done: Callable[[int], None] = lambda number: None) -> Tensor:
+        picture = decode_tiles(asked, canvas.latents, tile, wrap=wrap, done=done)
         return picture[:, :height, :width]
 
     identity = {
@@ -195,7 +197,7 @@ def _edit(
     }
     run(canvas, objective, settings, editing, identity=identity, draw=draw, observer=observer)
     observer.start(decoding)
-    edited = draw(lambda number: observer.advance(decoding, number))
+    edited = draw(together, lambda number: observer.advance(decoding, number))
     observer.finish(decoding)
     return edited
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from csd_nerf import ranks
 from csd_nerf.distillation import DescentConfig
 from csd_nerf.editors.edit_pictures import reflected
 from csd_nerf.editors.frame_canvas import FrameCanvas
@@ -21,6 +22,7 @@ from csd_nerf.editors.settings import VideoSettings
 from csd_nerf.errors import InputError
 from csd_nerf.media import Clip
 from csd_nerf.priors import Prior
+from csd_nerf.priors.shared import shared
 
 GAP_STEPS_SHARE = 0.25
 """Steps of the frames between keyframes, of those of the keyframes, whose answer they begin with."""
@@ -32,6 +34,8 @@ PREVIEW_FRAMES = 4
 @dataclass(frozen=True)
 class EditedClip:
     """The frames of an edited clip, (3, height, width), RGB in 0..1; decoded one by one, each time anew.
+
+    Where several ranks share the edit, all of them have to go through its frames together.
 
     Args:
         latents: scaled, of all frames.
@@ -58,10 +62,11 @@ class EditedClip:
     def decoded(self, observer: Observer) -> Iterator[Float[Tensor, "3 height width"]]:
         """The frames, with somebody watching."""
         observer.start(self.work)
-        for number in range(len(self)):
-            frame = self.prior.decode(self.latents[number : number + 1])[0].cpu()
-            observer.advance(self.work, number + 1)
-            yield frame[:, : self.height, : self.width]
+        for numbers in ranks.groups(range(len(self))):
+            frames = self.prior.decode(self.latents[numbers]).cpu()
+            for number, frame in zip(numbers, frames, strict=True):
+                observer.advance(self.work, number + 1)
+                yield frame[:, : self.height, : self.width]
         observer.finish(self.work)
 
 
@@ -166,12 +171,13 @@ def _edit(
     editing = Work("edit", "Edit", descent.steps + (gap_descent.steps if stride > 1 else 0), "steps")
     observer.plan([encoding, editing, _decoding(count)])
 
-    objective = settings.objective(prior)
+    together = shared(prior)
+    objective = settings.objective(together)
     # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
     prior.read_ahead([prompt, settings.source_prompt, ""])
     observer.start(encoding)
     source, condition, digest = _encode(
-        clip, prior, height, width, lambda number: observer.advance(encoding, number)
+        clip, together, height, width, lambda number: observer.advance(encoding, number)
     )
     observer.finish(encoding)
 
@@ -193,7 +199,7 @@ def _edit(
     if stride > 1:
         gaps = canvas(slice(None), keyframes)
         passes.append(Pass(gaps, gap_descent, begin=lambda: fill_gaps(latents, source, keyframes)))
-    edited = EditedClip(latents, prior, height, width)
+    edited = EditedClip(latents, together, height, width)
 
     def draw() -> Tensor:
         shown = torch.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().long()
@@ -240,13 +246,17 @@ def _encode(
     padded = [-(-side // factor) * factor for side in (height, width)]
     digest = hashlib.sha256()
     latents, conditions = [], []
-    for number, frame in enumerate(clip, start=1):
-        small = resized(frame.detach().float().cpu(), height, width)
-        digest.update((small * 65535).round().int().numpy().tobytes())
-        picture = reflected(small, *padded)[None].to(prior.device)
-        frame_latents, frame_condition = prior.encode_source(picture)
-        latents.append(frame_latents)
-        conditions.append(frame_condition)
+    number = 0
+    for frames in ranks.groups(clip):
+        pictures = []
+        for frame in frames:
+            small = resized(frame.detach().float().cpu(), height, width)
+            digest.update((small * 65535).round().int().numpy().tobytes())
+            pictures.append(reflected(small, *padded))
+        of_frames, conditions_of_frames = prior.encode_source(torch.stack(pictures).to(prior.device))
+        latents.append(of_frames)
+        conditions.append(conditions_of_frames)
+        number += len(frames)
         done(number)
     return torch.cat(latents), torch.cat(conditions), digest.hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf import ranks
 from csd_nerf.distillation import DescentConfig, Objective
 from csd_nerf.editors.canvas import Canvas
 from csd_nerf.editors.loop import descend
@@ -86,7 +87,9 @@ def run_passes(
         latents: of the whole edit, what an interrupted run is taken up with.
         objective, settings, work, identity, draw, observer: as for `run`.
     """
-    start = observer.resume({**settings.outcome(), **identity}, latents)
+    start = ranks.as_first(observer.resume({**settings.outcome(), **identity}, latents))
+    if start:
+        latents.copy_(ranks.as_first(latents.cpu()))
     observer.start(work, start)
     before = 0
     for part in passes:

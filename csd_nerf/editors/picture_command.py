@@ -43,15 +43,18 @@ class PictureCommand(EditCommand, PictureSettings):
 
         from csd_nerf.media import read_picture, write_picture
 
+        writes = self.meet()
         self.check(self.prompts())
         self.check_outputs()
         picture = read_picture(self.input)
         self.check_outputs((picture.pixels.shape[1], picture.pixels.shape[2]))
-        console = Console()
+        console = Console(quiet=not writes)
         with self.watched(console) as observer:
             edited = dataclasses.replace(picture, pixels=self.edit(picture, observer))
-            write_picture(edited, self.output, force=self.force)
-        print_paths(console, [self.output, *self._write_extras(picture, edited, observer)])
+            if writes:
+                write_picture(edited, self.output, force=self.force)
+        if writes:
+            print_paths(console, [self.output, *self._write_extras(picture, edited, observer)])
 
     def edit(self, picture: "Picture", observer: "FileObserver") -> Any:
         """The edited pixels (3, H, W) of a picture."""

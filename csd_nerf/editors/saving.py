@@ -84,6 +84,7 @@ class FileObserver(Observer):
     Args:
         console: to show progress on.
         unfinished: where the edit is saved.
+        writes: previews and the edit so far; of several ranks one does.
         fresh: begin again where an unfinished edit was another one.
         preview_every: steps between previews; 0 for none.
         write_preview: given a drawing of the edit so far.
@@ -94,12 +95,14 @@ class FileObserver(Observer):
         console: Console,
         unfinished: Unfinished,
         *,
+        writes: bool,
         fresh: bool,
         preview_every: int,
         write_preview: Callable[[Any], None],
     ) -> None:
         self.console = console
         self.unfinished = unfinished
+        self.writes = writes
         self.fresh = fresh
         self.preview_every = preview_every
         self.write_preview = write_preview
@@ -137,6 +140,8 @@ class FileObserver(Observer):
 
     def resume(self, identity: dict[str, Any], latents: Tensor) -> int:
         self._identity = identity
+        if not self.writes:
+            return 0
         try:
             self.steps = self.unfinished.load(identity, latents)
         except InputError:
@@ -147,6 +152,8 @@ class FileObserver(Observer):
 
     def step(self, steps: int, latents: Tensor, draw: Callable[[], Any]) -> None:
         self.steps = steps
+        if not self.writes:
+            return
         # The first step at once: a folder without room is known before an hour has gone into the edit.
         if steps == 1 or time.monotonic() - self._saved >= SECONDS_BETWEEN_SAVES:
             self.unfinished.save(self._identity, steps, latents)

@@ -134,22 +134,25 @@ class EditSettings:
         Raises:
             InputError: see `csd_nerf.priors.load_prior`.
         """
-        import torch
-
         from csd_nerf.priors import as_dtype, load_prior
 
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         return load_prior(
             self.prior,
-            device=device,
+            device=self.present_device(),
             dtype=as_dtype(self.precision),
             quantization=self.quantization,
             vae=self.vae,
             vae_dtype=as_dtype(self.vae_precision),
             unet_batch_size=self.unet_batch_size,
         )
+
+    def present_device(self) -> Literal["cuda", "cpu"]:
+        """Where to compute."""
+        import torch
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
 
     def objective(self, prior: "Prior") -> "Objective":
         """The objective, on a prior that is loaded."""

@@ -2,7 +2,7 @@
 
 Tiles overlap by a third and blend with weights that add up to one, so that neither their borders nor the
 autoencoder's different opinions of two neighbours show. Memory is that of one tile, beside picture and
-latents.
+latents; of several ranks that share a prior, each does one at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf import ranks
 from csd_nerf.editors.windows import Grid
 from csd_nerf.priors import Prior
 
@@ -47,13 +48,16 @@ def encode_tiles(
     grid = Grid.over(height, width, tile // factor, wrap=wrap)
     results: list[Tensor] = []
     pixels = grid.enlarged(factor)
-    for number, place in enumerate(grid.places, start=1):
-        part = pixels.part(place, picture[None]).to(prior.device)
-        encoded = prior.encode_source(part)
+    number = 0
+    for places in ranks.groups(grid.places):
+        parts = torch.cat([pixels.part(place, picture[None]) for place in places])
+        encoded = prior.encode_source(parts.to(prior.device))
         if not results:
             results = [latents.new_zeros(1, latents.shape[1], height, width) for latents in encoded]
-        for latents, result in zip(encoded, results, strict=True):
-            grid.add(place, latents[0], result)
+        for tiles, result in zip(encoded, results, strict=True):
+            for place, latents in zip(places, tiles, strict=True):
+                grid.add(place, latents, result)
+        number += len(places)
         done(number)
     return results[0], results[1]
 
@@ -77,7 +81,11 @@ def decode_tiles(
     grid = Grid.over(height, width, tile // factor, wrap=wrap)
     pixels = grid.enlarged(factor)
     picture = torch.zeros(1, 3, height * factor, width * factor)
-    for number, place in enumerate(grid.places, start=1):
-        pixels.add(place, prior.decode(grid.part(place, latents))[0].cpu(), picture)
+    number = 0
+    for places in ranks.groups(grid.places):
+        tiles = prior.decode(torch.cat([grid.part(place, latents) for place in places]))
+        for place, tile_of_it in zip(places, tiles.cpu(), strict=True):
+            pixels.add(place, tile_of_it, picture)
+        number += len(places)
         done(number)
     return picture[0].clamp_(0, 1)  # weights add up to one but for rounding

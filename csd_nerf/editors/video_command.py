@@ -1,6 +1,7 @@
 """The options of `csd-nerf video`, and its course."""
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,15 +59,21 @@ class Video(EditCommand, VideoSettings):
         from csd_nerf.editors.edit_videos import edit_video
         from csd_nerf.media import read_clip, write_clip
 
+        writes = self.meet()
         self.check(self.prompts())
         self.check_outputs()
         clip = read_clip(self.input, self.exact_frame_rate())
-        console = Console()
+        console = Console(quiet=not writes)
         with self.watched(console) as observer:
             edited = edit_video(clip, self.prompt, self.settings(), observer=observer)
-            write_clip(edited.decoded(observer), self.output, like=clip, force=self.force)
-        extras = self._write_extras(clip, (edited.height, edited.width), observer)
-        print_paths(console, [self.output, *extras])
+            frames = edited.decoded(observer)
+            if writes:
+                write_clip(frames, self.output, like=clip, force=self.force)
+            else:
+                deque(frames, maxlen=0)
+        if writes:
+            extras = self._write_extras(clip, (edited.height, edited.width), observer)
+            print_paths(console, [self.output, *extras])
 
     def exact_frame_rate(self) -> Optional[Fraction]:  # noqa: UP045
         """The frame rate as a fraction: 29.97 is 30000/1001.

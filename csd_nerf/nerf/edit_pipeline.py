@@ -51,7 +51,7 @@ from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
-from csd_nerf.priors.shared import Shared
+from csd_nerf.priors.shared import shared
 from csd_nerf.seeds import begin_step
 from csd_nerf.threads import all_for_torch
 
@@ -452,9 +452,7 @@ class EditPipeline(PromptedPipeline):
         if self._where:
             dataset = self.datamanager.train_dataset
             find_region(self._where, config.region, self.model, dataset, config.render_size)
-        prior = self._load_prior()
-        if ranks.count() > 1:
-            prior = Shared(prior)
+        prior = shared(self._load_prior())
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         # Of a hub id the kind is known only now.
         config.check_prior(image_conditioned=prior.image_conditioned)
@@ -623,6 +621,7 @@ class EditPipeline(PromptedPipeline):
             self.model,
             edit.cameras,
             indices,
+            only=ranks.share(len(indices)),
             rays_per_chunk=self.config.rays_per_chunk,
             gradient_share=self.config.gradient_share,
         )
@@ -634,6 +633,7 @@ class EditPipeline(PromptedPipeline):
             edit.objective,
             views,
             views.images,
+            of=len(indices),
             source=source,
             condition=condition,
             prompt=self.prompt.value,

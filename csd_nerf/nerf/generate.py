@@ -202,6 +202,7 @@ class GeneratePipeline(PromptedPipeline):
             self._objective,
             views,
             pictures,
+            of=config.particles,
             source=torch.empty(0),  # looked at by no residual that is allowed here
             condition=running.prior.condition(pictures.detach()),
             prompt=self._prompts(viewpoints),

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from nerfstudio.models.nerfacto import NerfactoModel
 from torch import Tensor
 
+from csd_nerf import ranks
 from csd_nerf.distillation.objective import NonFiniteResidual, Objective
 from csd_nerf.nerf.rendering import RenderedViews
 from csd_nerf.threads import all_for_torch
@@ -18,7 +19,9 @@ def losses_through_the_renderer(
     model: NerfactoModel,
     objective: Objective,
     views: RenderedViews,
-    pictures: Float[Tensor, "n 3 height width"],
+    pictures: Float[Tensor, "m 3 height width"],
+    *,
+    of: int,
     **question: Any,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The losses of one step of score distillation (DreamFusion, 2209.14988; CSD, 2307.04787, section 4).
@@ -29,12 +32,13 @@ def losses_through_the_renderer(
     Args:
         model: that drew the views.
         objective: what is descended, with its prior.
-        views: with a gradient to the model's parameters.
+        views: those M of N that are this rank's share, with a gradient to the model's parameters.
         pictures: what the prior sees of them, with a gradient to the views.
+        of: N, the views of all ranks.
         question: what else `Objective.gradient` is to know.
 
     Returns:
-        Losses, and the statistics of the step.
+        Losses, whose gradients are to be summed over the ranks, and the statistics of the step.
 
     Raises:
         NonFiniteResidual: the prior's answer is not finite.
@@ -42,13 +46,15 @@ def losses_through_the_renderer(
     with torch.autocast(pictures.device.type, enabled=False), all_for_torch():
         views.images.register_hook(refuse_non_finite)
         latents = objective.prior.encode(pictures)
-        distilled = objective.gradient(latents.detach(), **question)
+        distilled = objective.gradient(ranks.of_all(latents, of), **question)
     losses = {
-        "distillation": distillation_loss(distilled.gradient, latents),
+        "distillation": distillation_loss(distilled.gradient[ranks.share(of)], latents),
         "interlevel_loss": model.config.interlevel_loss_mult * views.interlevel,
         "distortion_loss": model.config.distortion_loss_mult * views.distortion,
     }
-    return losses, distilled.statistics
+    part = len(latents) / of
+    shared = ranks.with_values_of_all({name: part * loss for name, loss in losses.items()})
+    return shared, distilled.statistics
 
 
 def distillation_loss(gradient: Float[Tensor, "n c h w"], latents: Float[Tensor, "n c h w"]) -> Tensor:
@@ -61,5 +67,5 @@ def distillation_loss(gradient: Float[Tensor, "n c h w"], latents: Float[Tensor,
 
 def refuse_non_finite(gradient: Tensor) -> None:
     """Stop a backward pass before it reaches the field, where one NaN would spoil every later step."""
-    if not gradient.isfinite().all():
+    if ranks.any_says(not bool(gradient.isfinite().all())):
         raise NonFiniteResidual("the gradient that came through the autoencoder is not finite")

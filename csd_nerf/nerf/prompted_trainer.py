@@ -441,7 +441,13 @@ class PromptedTrainer(SceneTrainer):
 
     def train_iteration(self, step: int) -> Any:
         """The parent's step, the last one when the time is up; skipped when a residual is not finite,
-        explained when memory runs out."""
+        explained when memory runs out, and with what was done before it saved when another rank is gone."""
+        try:
+            return self._try_step(step)
+        except ranks.Parted as parted:
+            raise ranks.Parted(f"{parted}{self._save_before(self.steps_done)}") from None
+
+    def _try_step(self, step: int) -> Any:
         self._serve()
         self._newest_step = step
         try:
@@ -470,6 +476,7 @@ class PromptedTrainer(SceneTrainer):
         if self._meter is not None:
             self._meter.look()
         # nerfstudio begins by setting it to False: an interruption before that is not forgotten.
+        self._interrupted = ranks.any_says(self._interrupted)
         if self._time_is_up() or self._interrupted:
             self.stop_training = True
         return result
@@ -486,7 +493,8 @@ class PromptedTrainer(SceneTrainer):
         if not ranks.leads():
             return
         folder = self.checkpoint_dir
-        self.checkpoint_dir = folder.with_name(f".{folder.name}-unfinished")
+        # Of several ranks that are parted, each may save what it has, which is the same.
+        self.checkpoint_dir = folder.with_name(f".{folder.name}-unfinished-{ranks.number()}")
         try:
             super().save_checkpoint(step)
             name = f"step-{step:09d}.ckpt"
@@ -500,5 +508,5 @@ class PromptedTrainer(SceneTrainer):
             write_cost(self.base_dir, self._meter.total(steps=step + 1, unet_evaluations=evaluations))
         if self.config.save_only_latest_checkpoint:
             for older in folder.glob("step-*.ckpt"):
-                if older.name != name:
-                    older.unlink()
+                if older.name < name:
+                    older.unlink(missing_ok=True)

@@ -41,6 +41,7 @@ def render_views(
     cameras: Cameras,
     indices: list[int],
     *,
+    only: slice = slice(None),
     rays_per_chunk: int,
     gradient_share: float = 1.0,
 ) -> RenderedViews:
@@ -58,12 +59,16 @@ def render_views(
     Args:
         model: in training mode, on the cameras' device, after `train_proposals_always`.
         cameras: of the whole training split, all of one size; their index selects the pose correction.
-        indices: N of them.
+        indices: N of them, or more.
+        only: of these the N that are drawn, by random numbers that are theirs whichever others are drawn.
         rays_per_chunk: rays with a gradient that are rendered at a time.
         gradient_share: in (0, 1].
     """
     views, interlevel, distortion = [], [], []
-    for index in indices:
+    *seeds, afterwards = torch.randint(2**62, (len(indices) + 1,)).tolist()
+    indices = indices[only]
+    for index, seed in zip(indices, seeds[only], strict=True):
+        torch.manual_seed(seed)
         rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
         height, width = rays.shape
         rays = rays.flatten()
@@ -82,6 +87,7 @@ def render_views(
             ]
         pixels = torch.cat(pieces)[torch.argsort(order)]  # (H * W, 4), back in row-major order
         views.append(pixels.view(height, width, 4).permute(2, 0, 1))
+    torch.manual_seed(afterwards)
     count = len(indices)
     images, opacity = torch.stack(views).split([3, 1], dim=1)
     return RenderedViews(

@@ -144,11 +144,13 @@ class EditTrainerConfig(PromptedTrainerConfig):
             got=f"{processes} processes and --pipeline.prior-device {pipeline.prior_device}",
             hint="leave out one of the two",
         )
+        views = pipeline.particles or processes  # 0 is all of a scene
         check(
-            processes == 1 or pipeline.route == "loop",
-            "--pipeline.route gradient runs in one process",
-            expected="--pipeline.route loop, whose views and rays are shared by processes",
-            got=f"{processes} processes",
+            pipeline.route == "loop" or views >= processes,
+            "there are no views for every process",
+            expected=f"at least {processes} with --pipeline.route gradient, a view for each",
+            got=views,
+            hint="raise --pipeline.particles, or begin fewer processes",
         )
         manager = pipeline.datamanager
         side = max(1, manager.patch_size)  # what is below 1 the pipeline refuses

@@ -13,6 +13,11 @@ from csd_nerf.priors.base import Prior, Text
 from csd_nerf.priors.wrapped import Wrapped
 
 
+def shared(prior: Prior) -> Prior:
+    """The prior, shared by the ranks if there are several."""
+    return Shared(prior) if ranks.count() > 1 else prior
+
+
 class Shared(Wrapped):
     """A prior of which every rank has its own, and answers its share of the rows.
 
@@ -48,7 +53,8 @@ class Shared(Wrapped):
         images: Float[Tensor, "n 3 height width"],
         shown: Float[Tensor, "n _ height width"] | None = None,
     ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n k h w"]]:
-        return self.prior.encode_source(images, shown)
+        latents, condition = ranks.by_share(self.prior.encode_source, images, shown)
+        return latents, condition
 
     def predict_noise(
         self,

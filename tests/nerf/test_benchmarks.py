@@ -168,3 +168,22 @@ def test_memory_is_counted_alike_with_and_without_weights(tmp_path: Path, quanti
     assert all(weight.is_meta for weight in built.parameters())
     counted = memory["bytes_of"](built, torch.bfloat16, quantization)
     assert loaded_bytes(Load("transformer", folder, torch.bfloat16, quantization)) == round(counted)
+
+
+def test_what_processes_would_take_is_worked_out_from_the_parts_of_one(tmp_path: Path, capsys: Any) -> None:
+    placement = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "placement.py"), run_name="not_main"))
+    parts = {"draw": 100.0, "encode": 100.0, "unet": 600.0, "decode": 200.0, "round": 1010.0, "fit": 20.0}
+    report = {
+        "rows": [{"views": 4, "fields": "tcnn", "vae": "float32", "edit_seconds": 1, "milliseconds": parts}]
+    }
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps(report))
+    options = placement.Options(file, processes=(2, 8), bandwidth=100.0, fits=100, fit_megabytes=50.0)
+    times = placement.placements(parts, 4, options)
+    assert times["one GPU"] == 3010 and times["prior-device, 2 GPUs"] == 2100
+    talk = (4 * 11 + 100 * 50) / 100
+    assert times["2 processes"] == pytest.approx(1000 / 2 + 10 + 2000 / 2 + talk)
+    assert times["8 processes"] == pytest.approx(1000 + 10 + 2000 / 8 + talk), "fewer views than processes"
+    assert times["Ray, 8 edits, each"] == pytest.approx(3010 / 8)
+    placement.main(options)
+    assert "2 processes" in capsys.readouterr().out

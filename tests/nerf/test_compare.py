@@ -257,6 +257,7 @@ def test_edits_made_elsewhere_are_compared_unless_of_another_scene(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_on_ray_the_figures_are_the_same_though_a_worker_dies(
     compared: Path, options: Compare, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
