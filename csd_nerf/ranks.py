@@ -16,8 +16,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +25,6 @@ import torch.distributed as dist
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
-from torch.overrides import TorchFunctionMode
 
 from csd_nerf.errors import is_out_of_memory
 
@@ -209,37 +208,6 @@ def with_values_of_all(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dist.all_reduce(values)
     pairs = zip(losses.items(), values, strict=True)
     return {name: loss + (value - loss).detach() for (name, loss), value in pairs}
-
-
-def draws_of_all(total: int, mine: slice) -> AbstractContextManager[Any]:
-    """For a while, random numbers for the rows of a share are drawn for all rows, and the share's kept.
-
-    So ranks stay together in their random numbers, and give each row what one process gives it.
-
-    Args:
-        total: rows of all ranks.
-        mine: the share of this one.
-    """
-    return _DrawsOfAll(total, mine) if count() > 1 else nullcontext()
-
-
-class _DrawsOfAll(TorchFunctionMode):
-    """Puts `torch.rand` of all rows in the place of that of a share; nothing else in it draws."""
-
-    def __init__(self, total: int, mine: slice) -> None:
-        super().__init__()
-        self._total, self._mine = total, mine
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func is not torch.rand:
-            return func(*args, **options)
-        rows, *others = torch.Size(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
-        if rows != self._mine.stop - self._mine.start:
-            raise ValueError(f"{rows} rows are no share of {self._total}")
-        return func(self._total, *others, **options)[self._mine]
 
 
 def _shares(total: int) -> list[slice]:

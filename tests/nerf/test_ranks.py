@@ -274,12 +274,6 @@ def shares(output: Path) -> None:
     assert torch.equal(pair[0], numbers[:, None] + 1) and pair[1].shape == (5, 0)
     assert ranks.as_first(ranks.number()) == 0
     assert ranks.any_says(ranks.number() == 1) and not ranks.any_says(False)
-    mine = ranks.share(5)
-    torch.manual_seed(1)
-    with ranks.draws_of_all(5, mine):
-        drawn = torch.rand(mine.stop - mine.start, 3), torch.rand((mine.stop - mine.start, 2))
-    torch.manual_seed(1)
-    assert all(torch.equal(of, torch.rand(5, of.shape[1])[mine]) for of in drawn)
     (output / f"{ranks.number()}").write_text(f"{seen}")
 
 
