@@ -58,6 +58,8 @@ class DrawnEdit:
         count: of evaluation views.
         short, long: pairs of views.
         known: None for an edit without a known answer.
+        inside: (E, H, W), which pixels of the evaluation views show something in the region of the edit; None
+            for an edit that is everywhere.
         source_text: a description of the scene before the edit; empty when there is none.
         text: a description of the scene after it; empty when there is none.
     """
@@ -68,6 +70,7 @@ class DrawnEdit:
     short: Baseline
     long: Baseline
     known: KnownEdit | None = None
+    inside: Tensor | None = None
     source_text: str = ""
     text: str = ""
 
@@ -155,6 +158,8 @@ def measure(edit: DrawnEdit, networks: Networks) -> Figures:
     for name, baseline in (("short", edit.short), ("long", edit.long)):
         _reprojection(findings, edit, name, baseline)
     _colours(findings, before, after)
+    if edit.inside is not None:
+        _region(findings, (after - before).abs().mean(1), edit.inside)
     _distances(findings, "source", after, before, networks)
     findings.add("edge_correlation", edge_correlation(after, before), "higher")
     _registration(findings, before, after)
@@ -275,6 +280,17 @@ def _registration(findings: _Findings, before: Tensor, after: Tensor) -> None:
             )
         findings.add("registration_shift", found.shift, "lower", unit="px")
         findings.add("registration_zoom", 100 * (found.zoom - 1).abs(), "lower", unit="%")
+
+
+def _region(findings: _Findings, change: Tensor, inside: Tensor) -> None:
+    """Change (E, H, W) of what is in the region and of what is not; of the latter also in the worst view."""
+    for name, where in (("inside", inside), ("outside", ~inside)):
+        of_views = (change * where).sum((1, 2)) / where.sum((1, 2))  # NaN where a view shows none of it
+        if not of_views.isnan().all():
+            findings.add(f"change_{name}", of_views, "neither" if name == "inside" else "lower")
+            if name == "outside":
+                worst = of_views.nan_to_num().max().view(1)
+                findings.add("change_outside_worst_view", worst, "lower")
 
 
 def _colours(findings: _Findings, before: Tensor, after: Tensor) -> None:

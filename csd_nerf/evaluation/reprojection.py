@@ -36,6 +36,14 @@ class PosedPictures:
     intrinsics: Float[Tensor, "v 3 3"]
 
 
+def seen_points(views: PosedPictures) -> Float[Tensor, "v h w 3"]:
+    """What the pixels show, in the world of the camera poses."""
+    local = _rays(views.depths, views.intrinsics) * views.depths[..., None]
+    return torch.stack(
+        [_to_world(pose, points) for pose, points in zip(views.camera_to_worlds, local, strict=True)]
+    )
+
+
 def axis_depth(
     distances: Float[Tensor, "v h w"], intrinsics: Float[Tensor, "v 3 3"]
 ) -> Float[Tensor, "v h w"]:

@@ -38,8 +38,8 @@ class History:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nerfstudio's and torch's about their own code, line after line
-            from csd_nerf.history.chain import chain_of
             from csd_nerf.history.history_page import write_history_page
+            from csd_nerf.nerf.chain import chain_of
 
             links = chain_of(self.edit)
         console = Console()

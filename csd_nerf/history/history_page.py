@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csd_nerf.files import write_text
-from csd_nerf.history.chain import Link
+from csd_nerf.nerf.chain import Link
 from csd_nerf.nerf.closing_words import evaluate_command, viewer_command
 from csd_nerf.pages import command_block, embedded, filled, picture, slider, tables, versions
 

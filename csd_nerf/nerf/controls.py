@@ -11,6 +11,7 @@ from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from csd_nerf import ranks
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.known_prompts import words_unknown_to
 
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
@@ -79,26 +80,30 @@ class Controls(ViewerControl):
         self._status = gui.add_markdown("Loading ...")
         self._bar = gui.add_progress_bar(0.0)
         self._words = gui.add_text("Prompt", self.pipeline.prompt.value)
-        self._button("Apply", self._apply, hint="Follow this prompt from the next round on")
+        self.add_button("Apply", self._apply, hint="Follow this prompt from the next round on")
         # Which of them the prior reads is known when it is loaded.
         self._guidance = {
             name: self._guidance_slider(getattr(self.pipeline, name), *_GUIDANCE[name])
             for name in self.pipeline.changeable
             if name in _GUIDANCE
         }
-        self._start = self._button("Start", lambda: self._trainer.go_on, icon="PLAYER_PLAY")
-        self._stop = self._button("Stop and keep", self._stop_and_keep, icon="PLAYER_STOP", at_once=True)
+        self._build_choices()
+        self._start = self.add_button("Start", lambda: self._trainer.go_on, icon="PLAYER_PLAY")
+        self._stop = self.add_button("Stop and keep", self._stop_and_keep, icon="PLAYER_STOP", at_once=True)
         self._steps = gui.add_slider("Steps", 10, 1000, 10, 100)
-        self._more = self._button(
+        self._more = self.add_button(
             "More steps", lambda: _with(self._trainer.more_steps, int(self._steps.value)), icon="PLUS"
         )
         self._build_more()
         self._show_whether(running=True)
 
+    def _build_choices(self) -> None:
+        """What a kind of run has before its start besides."""
+
     def _build_more(self) -> None:
         """What a kind of run has besides."""
 
-    def _button(
+    def add_button(
         self, label: str, wanted: Callable[[], Callable[[], None]], icon: str | None = None, **options: Any
     ) -> Any:
         """A button; what it does is read from the other elements when it is pressed, and done between steps.
@@ -167,8 +172,20 @@ class Controls(ViewerControl):
         def apply() -> None:
             self._trainer.change_prompt(words)
             self.tell("Prompt", f"{words!r}, from the next round on")
+            self._warn_of(words)
 
         return apply
+
+    def show_settings(self) -> None:
+        """Let words and sliders say what they stand for, which was changed elsewhere."""
+        self._words.value = self.pipeline.prompt.value
+        for name, slider in self._guidance.items():
+            slider.value = getattr(self.pipeline, name).value
+
+    def _warn_of(self, words: str) -> None:
+        unknown = words_unknown_to(self.pipeline.config.prior, words.strip())
+        if unknown is not None:
+            self.tell("Prompt", unknown, color="yellow")
 
     def _stop_and_keep(self) -> Callable[[], None]:
         self._stop.disabled = True
@@ -246,7 +263,7 @@ class Controls(ViewerControl):
         if machines:
             time.sleep(_TURN)
 
-    def tell(self, title: str, body: str, color: Literal["green"] | None = None) -> None:
+    def tell(self, title: str, body: str, color: Literal["green", "yellow"] | None = None) -> None:
         """Say something in every tab; what is not good news for long goes by itself."""
         if self.is_shown:
             for client in self.viser_server.get_clients().values():

@@ -11,8 +11,11 @@ from nerfstudio.viewer.render_state_machine import RenderStateMachine
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.before import RGB_BEFORE
+from csd_nerf.nerf.chain import chain_of
+from csd_nerf.nerf.closing_words import viewer_command
 from csd_nerf.nerf.controls import Controls
 from csd_nerf.nerf.region_box import RegionBox, Vector
+from csd_nerf.nerf.try_controls import TryControls
 
 if TYPE_CHECKING:
     from csd_nerf.nerf.edit_pipeline import EditPipeline
@@ -78,15 +81,19 @@ class EditControls(Controls):
         if self.pipeline.box:
             self.gui.add_markdown(f"In a box: {self.pipeline.box}")
         self._build_before()
+        self._build_history()
+
+    def _build_choices(self) -> None:
+        self._try = TryControls(self, self._trainer)
 
     def _build_more(self) -> None:
-        self._undo = self._button(
+        self._undo = self.add_button(
             "Undo",
             lambda: self._changing_the_scene(self._trainer.undo),
             icon="ARROW_BACK_UP",
             hint="Show the source; nothing is lost",
         )
-        self._redo = self._button(
+        self._redo = self.add_button(
             "Redo", lambda: self._changing_the_scene(self._trainer.redo), icon="ARROW_FORWARD_UP"
         )
         self._strength = self.gui.add_slider("Strength", 0.0, 1.0, 0.05, self.pipeline.strength)
@@ -96,7 +103,7 @@ class EditControls(Controls):
         is_given_otherwise = self.pipeline.config.region.source not in ("none", "box")
         with self.gui.add_folder("Region", expand_by_default=box is not None, visible=not is_given_otherwise):
             first = box or _FIRST_BOX
-            self._keep = self._button(
+            self._keep = self.add_button(
                 "Edit in a box only", self._take_box, hint="Elsewhere the source is kept to the last bit"
             )
             self._numbers = [
@@ -108,9 +115,10 @@ class EditControls(Controls):
                 )
             ]
             self._said = self.gui.add_markdown("")
-            self._button("Box from crop", self._take_crop, hint="Take the box of the Crop Viewport below")
+            self.add_button("Box from crop", self._take_crop, hint="Take the box of the Crop Viewport below")
         from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
+        self._build_history()
         self._gizmo = Gizmo(self.viser_server.scene, VISER_NERFSTUDIO_SCALE_RATIO, self._dragged)
         for number in self._numbers:
             number.on_update(self._typed)
@@ -146,6 +154,24 @@ class EditControls(Controls):
             return False  # a picture for a file
         panel = self.viewer.control_panel
         return panel.output_render == RGB_BEFORE or (panel.split and panel.split_output_render == RGB_BEFORE)
+
+    # ---------------------------------------------------------------- history
+
+    def _build_history(self) -> None:
+        """What the scene was made from, and how to see it."""
+        source = self.pipeline.config.source_checkpoint
+        with self.gui.add_folder("History", expand_by_default=False):
+            try:
+                links = chain_of(source) if source else []
+            except InputError:
+                self.gui.add_markdown(f"Gone: {source}")
+                return
+            lines = [
+                f"{number}. {link.prompt or ('gone' if link.gone else 'the scene')}  \n"
+                f"`{viewer_command(link.folder)}`"
+                for number, link in enumerate(links)
+            ]
+            self.gui.add_markdown("\n\n".join([*lines, f"{len(links)}. this edit"]))
 
     # ---------------------------------------------------------------- the box
 
@@ -236,6 +262,9 @@ class EditControls(Controls):
         self._undo.visible = not is_undone
         self._redo.visible = is_undone
         self._undo.disabled = running or not self._trainer.steps_done
+        self._try.button.disabled = running or not (is_undone or not self._trainer.steps_done)
+        if running:
+            self._try.clear()
         self._strength.disabled = running or is_undone or not self._trainer.steps_done
         if is_undone:
             self._start.disabled = False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
 
 import torch
+import torch.nn.functional as F
 import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
@@ -24,12 +25,13 @@ from csd_nerf import ranks
 from csd_nerf.cameras import CameraSampler, turntable_cameras, view_size
 from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
+from csd_nerf.distillation.relevance import relevance
 from csd_nerf.distillation.residuals import Guidance, check_fit
 from csd_nerf.distillation.schedule import TimestepRange
 from csd_nerf.distillation.transport import check_bandwidth
 from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.before import SceneBefore
-from csd_nerf.nerf.candidate import read_candidate, read_pictures
+from csd_nerf.nerf.candidate import Candidate, read_candidate, read_pictures
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.edit_ahead import EditAhead
 from csd_nerf.nerf.edit_controls import EditControls
@@ -39,13 +41,20 @@ from csd_nerf.nerf.gradient_route import losses_through_the_renderer
 from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig, holds_source, is_of_source
 from csd_nerf.nerf.perceptual import PatchLpips
 from csd_nerf.nerf.prompted import PromptedPipeline, PromptedPipelineConfig, Running
-from csd_nerf.nerf.region import RegionConfig, find_region, region_picture
+from csd_nerf.nerf.region import RegionConfig, find_region, region_picture, spread, surface
 from csd_nerf.nerf.region_box import MovableBox, RegionBox, by_name
 from csd_nerf.nerf.region_hull import Hull
+from csd_nerf.nerf.region_relevance import CLEAR, VIEWS, RelevantVoxels
 from csd_nerf.nerf.rendering import StillView, holding, render_still, render_views
 from csd_nerf.nerf.requests import Setting
 from csd_nerf.nerf.runs import read_checkpoint
-from csd_nerf.nerf.source_field import keep_source_field, keeps_source_field, set_strength, strength_of
+from csd_nerf.nerf.source_field import (
+    Inside,
+    keep_source_field,
+    keeps_source_field,
+    set_strength,
+    strength_of,
+)
 from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.pixel_rays import PixelRays
@@ -289,7 +298,9 @@ class EditPipeline(PromptedPipeline):
         # First: the parent asks `_configured`, which tells of the box.
         self._box = MovableBox(config.region.box()) if config.region.source == "box" else None
         self._hull = Hull() if config.region.source == "masks" else None
-        self._where = self._box or self._hull
+        self._relevant = RelevantVoxels() if config.region.source == "auto" else None
+        self._voxels = self._hull or self._relevant
+        self._where = self._box or self._voxels
         super().__init__(config, device, **options)
         self.model.freeze_poses()
         if self._keeps_proposals or config.strength < 1:
@@ -306,10 +317,14 @@ class EditPipeline(PromptedPipeline):
         """Whether the edit leaves the source's proposal networks as they are."""
         return self._where is not None or self.config.freeze_geometry
 
+    @property
+    def inside(self) -> Inside | None:
+        """Which positions the edit shows in; None where that is everywhere."""
+        return self._where.contains if self._where else None
+
     def _keep_source(self, strength: float) -> None:
-        inside = self._where.contains if self._where else None
         geometry = self.config.freeze_geometry
-        keep_source_field(self.model, inside=inside, geometry=geometry, strength=strength)
+        keep_source_field(self.model, inside=self.inside, geometry=geometry, strength=strength)
 
     # ---------------------------------------------------------------- strength
 
@@ -369,8 +384,8 @@ class EditPipeline(PromptedPipeline):
         state = super().get_extra_state()
         if self._box:
             state["current"] |= self._box.state()
-        if self._hull:
-            state["hull"] = self._hull.state()
+        if self._voxels:
+            state["hull"] = self._voxels.state()
         state["strength"] = {"configured": self.config.strength, "current": self.strength}
         if self._edit is not None and self.config.route == "loop":
             state["targets"] = self._edit.targets.state()
@@ -379,7 +394,8 @@ class EditPipeline(PromptedPipeline):
         return state
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """As the parent's; a hull is the one that was saved, wherever the masks are now."""
+        """As the parent's; a hull is the one that was saved, wherever the masks are now, and so is what was
+        relevant."""
         super().set_extra_state(state)
         if self._box:
             said, configured = state["configured"], self._configured()
@@ -387,8 +403,8 @@ class EditPipeline(PromptedPipeline):
             self._box.load_state(
                 {name: current[name] for name in self._box.state() if said.get(name) == configured[name]}
             )
-        if self._hull:
-            self._hull.load_state(state["hull"])
+        if self._voxels:
+            self._voxels.load_state(state["hull"])
         strength = state.get("strength")  # absent from runs before it could be changed
         if strength and strength["configured"] == self.config.strength and keeps_source_field(self.model):
             set_strength(self.model, strength["current"])
@@ -449,9 +465,9 @@ class EditPipeline(PromptedPipeline):
         if not config.fits_per_round:  # of a budget that pays for more views than there are
             views = min(views, len(cameras))
         sampler = CameraSampler(cameras, views, seed, "--pipeline.particles")
-        if self._where:
+        if where := self._box or self._hull:
             dataset = self.datamanager.train_dataset
-            find_region(self._where, config.region, self.model, dataset, config.render_size)
+            find_region(where, config.region, self.model, dataset, config.render_size)
         prior = shared(self._load_prior())
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         # Of a hub id the kind is known only now.
@@ -516,6 +532,43 @@ class EditPipeline(PromptedPipeline):
         """Training views of the scene as it is now (N, 3, H, W), 0..1; latents of their source pictures, and
         what the prior is shown of these."""
         return draw(self.model, self._begun().rays, indices), *self._source_latents(indices)
+
+    @torch.no_grad()
+    def find_relevant(self, prompt: str) -> None:
+        """Let the edit show where the diffusion model says that a prompt changes something, if that is to be
+        the region. Before the first step, with the source scene in the model.
+
+        Raises:
+            InputError: it says so nowhere.
+        """
+        if self._relevant is None:
+            return
+        edit = self._begun()
+        indices = spread(len(edit.cameras))[:VIEWS]
+        generator = torch.Generator().manual_seed(edit.seed)
+        latents, condition = self._source_latents(indices)
+        source_prompt = self.config.source_prompt
+        maps = relevance(edit.prior, latents, condition, prompt, source_prompt, generator)
+        edit.relevance = F.interpolate(
+            maps[:, None], (edit.height, edit.width), mode="bilinear", align_corners=False
+        )
+        surfaces = torch.stack([surface(self.model, edit.rays, view) for view in indices])
+        vote = self._relevant.vote(surfaces, edit.relevance.flatten(1))
+        said = f"The prompt is about {vote.share:.1%} of what the views show: pictures/region.png"
+        CONSOLE.print(Text(said), soft_wrap=True)
+        if vote.separation < CLEAR:
+            self.warn(
+                "What the prompt changes and what not are not clearly apart "
+                f"({vote.separation:.2f}, and not at least {CLEAR}). It may be about the whole scene, or in "
+                "words that the diffusion model does not know: look at pictures/region.png."
+            )
+
+    def follow(self, candidate: Candidate) -> None:
+        """Let an edit that has not begun have the guidance and the seed of a candidate."""
+        edit = self._begun()
+        self.text_guidance.value = candidate.text_guidance
+        self.image_guidance.value = candidate.image_guidance
+        edit.seed = edit.sampler.seed = candidate.seed
 
     def begin_with(self, folder: Path) -> None:
         """Take the edited views of a candidate of `csd-nerf try` as the first that the scene is fitted to.
@@ -584,7 +637,7 @@ class EditPipeline(PromptedPipeline):
         views, targets = edited
         edit.targets.put(indices, targets)
         edit.watched = (indices[0], views[0], targets[0])
-        self._warn(edit.alarm.asked(views, targets))
+        self.warn(edit.alarm.asked(views, targets))
 
     def _round_views(self, edit: "RunningEdit", number: int, rounds: int) -> RoundViews:
         """The views of a round, of the scene as it is, and what is asked of them."""
@@ -608,7 +661,7 @@ class EditPipeline(PromptedPipeline):
         if edit.watched is None or not self.config.kept_views or not edit.alarm.watches_followed:
             return
         index, view, target = edit.watched
-        self._warn(edit.alarm.followed(view, draw(self.model, edit.rays, [index])[0], target))
+        self.warn(edit.alarm.followed(view, draw(self.model, edit.rays, [index])[0], target))
 
     def _published_step(self, edit: "RunningEdit", step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One gradient of score distillation, straight into the field (2307.04787, section 4)."""
@@ -645,7 +698,8 @@ class EditPipeline(PromptedPipeline):
     def _guidance(self) -> Guidance:
         return Guidance(float(self.text_guidance.value), float(self.image_guidance.value))
 
-    def _warn(self, message: str | None) -> None:
+    def warn(self, message: str | None) -> None:
+        """Say something that is not as it should be; None is nothing."""
         if message is not None:
             CONSOLE.print(Text(message, "bold yellow"), soft_wrap=True)
 
@@ -763,16 +817,21 @@ class EditPipeline(PromptedPipeline):
             return []
         if not ranks.leads():
             return []
-        callbacks = self._picture_callbacks(attributes, self._edit)
-        if self._where:
-            from csd_nerf.nerf.sheets import save_png
+        self.write_region(attributes.trainer.base_dir / "pictures")
+        return self._picture_callbacks(attributes, self._edit)
 
-            with holding(self.model, self._edit.source_weights):
-                picture = region_picture(
-                    self.model, self._edit.cameras, self._where.contains, self.config.picture_views
-                )
-            save_png(picture, attributes.trainer.base_dir / "pictures" / "region.png")
-        return callbacks
+    def write_region(self, folder: Path) -> None:
+        """Save `region.png`: where the edit shows, if that is not everywhere."""
+        from csd_nerf.nerf.sheets import save_png
+
+        edit = self._begun()
+        if self.inside is None:
+            return
+        with holding(self.model, edit.source_weights):
+            picture = region_picture(
+                self.model, edit.cameras, self.inside, self.config.picture_views, edit.relevance
+            )
+        save_png(picture, folder / "region.png")
 
     # ---------------------------------------------------------------- a viewer
 
@@ -873,6 +932,7 @@ class EditPipeline(PromptedPipeline):
         self.reset_to_source()
         edit.undone, edit.alarm = None, NoOpAlarm()
         self._evaluations_before = -edit.prior.unet_evaluations
+        self.find_relevant(self.prompt.value)
 
     @property
     def box(self) -> RegionBox | None:
@@ -952,6 +1012,7 @@ class RunningEdit(Running):
         watched: a view of that round: its camera, what it looked like, and its target.
         before: pictures of the source scene from the evaluation cameras.
         undone: the edit, while its source is shown.
+        relevance: (V, 1, H, W) of the prompt in some views, where it was asked for.
     """
 
     sampler: CameraSampler
@@ -970,6 +1031,7 @@ class RunningEdit(Running):
     source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: Tensor = field(default_factory=lambda: torch.empty(0))
     undone: Undone | None = None
+    relevance: Tensor | None = None
 
     @property
     def cameras(self) -> Cameras:

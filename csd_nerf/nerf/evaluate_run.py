@@ -19,7 +19,7 @@ from csd_nerf.evaluation.figures import Evaluation
 from csd_nerf.evaluation.measure import DrawnEdit, KnownEdit, load_networks, measure
 from csd_nerf.evaluation.neighbours import CamerasWithNeighbours, with_neighbours
 from csd_nerf.evaluation.pixels import psnr
-from csd_nerf.evaluation.reprojection import TOLERANCE, PosedPictures
+from csd_nerf.evaluation.reprojection import TOLERANCE, PosedPictures, seen_points
 from csd_nerf.evaluation.weights import CLIP
 from csd_nerf.nerf.cost import read_cost
 from csd_nerf.nerf.depth_renders import render_with_depth
@@ -199,10 +199,18 @@ class EvaluationViews:
             short=self._pinholes.short,
             long=self._pinholes.long,
             known=known,
+            inside=self._inside(before.views),
             source_text=source_text,
             text=text,
         )
         return Drawing(edit, self._pinholes, manager.eval_names(self._indices))
+
+    def _inside(self, before: PosedPictures) -> Tensor | None:
+        """Which pixels of the evaluation views show something in the region, (E, H, W); None without one."""
+        contains = self._pipeline.inside
+        if contains is None:
+            return None
+        return contains(seen_points(before)[: self._pinholes.count].to(self._pipeline.device)).cpu()
 
 
 def nearest_answer(

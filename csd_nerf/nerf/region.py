@@ -1,9 +1,10 @@
-"""Where an edit shows: a volume in the scene, given by a box or by masks."""
+"""Where an edit shows: a volume in the scene, given by a box, by masks or by the diffusion model."""
 
 from dataclasses import dataclass, fields
 from typing import Literal, Optional, Tuple  # noqa: UP035 - the forms that tyro and nerfstudio resolve
 
 import torch
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.models.nerfacto import NerfactoModel
@@ -26,9 +27,10 @@ MASK_SIZE = 512
 class RegionConfig:
     """Where to edit. Outside the region the source scene is kept."""
 
-    source: Literal["none", "masks", "box"] = "none"
-    """What says where: none (edit everywhere), masks (what the dataset's `mask_path` pictures show white) or
-    box (what lies in a box in the scene)."""
+    source: Literal["none", "masks", "box", "auto"] = "none"
+    """What says where: none (edit everywhere), masks (what the dataset's `mask_path` pictures show white),
+    box (what lies in a box in the scene) or auto (where the diffusion model says that the prompt changes
+    something)."""
     box_center: Optional[Tuple[float, float, float]] = None  # noqa: UP006, UP045
     """Middle of the box in scene coordinates, as the viewer's Crop Viewport shows them."""
     box_size: Optional[Tuple[float, float, float]] = None  # noqa: UP006, UP045
@@ -101,7 +103,7 @@ def find_region(
     if isinstance(where, Hull):
         _carve(where, config, model, dataset)
     cameras = fit_cameras(dataset.cameras, *view_size(dataset.cameras, size, 1)).to(model.device)
-    for index in _spread(len(cameras)):
+    for index in spread(len(cameras)):
         rays = cameras.generate_rays(camera_indices=index, keep_shape=True)
         view = render_still(model, rays, inside=where.contains)
         if float(view.inside.max()) >= 0.5:
@@ -132,12 +134,32 @@ def _carve(hull: Hull, config: RegionConfig, model: NerfactoModel, dataset: Inpu
     hull.carve(
         corrected_cameras(cameras, corrections),
         lambda index: read_mask(dataset, index, height, width)[0],
-        [index for index in _spread(len(cameras)) if has_white[index]],
+        [index for index in spread(len(cameras)) if has_white[index]],
         reach=2 * float(model.scene_box.aabb.abs().max()),
     )
 
 
-def region_picture(model: NerfactoModel, cameras: Cameras, inside: Inside, count: int) -> Tensor:
+def surface(model: NerfactoModel, rays: PixelRays, view: int) -> Float[Tensor, "p 3"]:
+    """What the pixels of a training view show, in scene coordinates, at its corrected pose.
+
+    Args:
+        model: with the source scene's weights, in training mode.
+        rays: of the training split's cameras.
+        view: which of them.
+    """
+    depth = render_still(model, rays.of_view(view)).depth.view(-1, 1)
+    bundle = rays.of_view(view).flatten()
+    model.camera_optimizer.apply_to_raybundle(bundle)
+    return bundle.origins + bundle.directions * (depth * bundle.metadata["directions_norm"])
+
+
+def region_picture(
+    model: NerfactoModel,
+    cameras: Cameras,
+    inside: Inside,
+    count: int,
+    relevance: Float[Tensor, "v 1 h w"] | None = None,
+) -> Tensor:
     """Sheet (H, W, 3), 0..1: some views of the scene, and below each the same with all but the region dark.
 
     Args:
@@ -145,19 +167,24 @@ def region_picture(model: NerfactoModel, cameras: Cameras, inside: Inside, count
         cameras: of the training split, all of one size, on the model's device.
         inside: the region.
         count: of the views.
+        relevance: of the views that come first in `spread`, of any scale, to be shown between the two.
     """
     from csd_nerf.nerf.sheets import sheet
 
     rays = PixelRays(cameras)
     views = [
-        render_still(model, rays.of_view(index), inside=inside) for index in _spread(len(cameras))[:count]
+        render_still(model, rays.of_view(index), inside=inside) for index in spread(len(cameras))[:count]
     ]
     images = torch.stack([view.image for view in views])
     shares = torch.stack([view.inside for view in views])
-    return sheet([images, images * (0.2 + 0.8 * shares)])
+    rows = [images, images * (0.2 + 0.8 * shares)]
+    if relevance is not None:
+        maps = relevance[: len(images)].to(images)
+        rows.insert(1, (maps / maps.max()).expand_as(images))
+    return sheet(rows)
 
 
-def _spread(count: int) -> list[int]:
+def spread(count: int) -> list[int]:
     """All of `range(count)`, so ordered that every beginning is spread over it (van der Corput)."""
     bits = max(1, (count - 1).bit_length())
     reversed_bits = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(1 << bits))

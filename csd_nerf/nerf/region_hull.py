@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.region_voxels import Voxels, grown
 
 RESOLUTION = 128
 """Voxels along each edge of the grid."""
@@ -31,27 +31,8 @@ Read = Callable[[int], Tensor]
 """From a view to its mask (H, W), 0..1, white where the region is."""
 
 
-class Hull:
-    """Voxels that project into the white of (nearly) all masks of the views that see them.
-
-    Attributes:
-        occupied: (RESOLUTION,) * 3, along x, y and z of the scene.
-        bounds: (2, 3), lower and upper corner of the grid, in scene coordinates before contraction.
-    """
-
-    def __init__(self) -> None:
-        self.occupied: Bool[Tensor, "x y z"] = torch.zeros((RESOLUTION,) * 3, dtype=torch.bool)
-        self.bounds: Float[Tensor, "2 3"] = torch.tensor([[-1.0] * 3, [1.0] * 3])
-
-    def contains(self, positions: Float[Tensor, "*n 3"]) -> Bool[Tensor, "*n"]:
-        """Which positions, in scene coordinates, lie in an occupied voxel."""
-        if self.occupied.device != positions.device:
-            self.occupied, self.bounds = (part.to(positions.device) for part in (self.occupied, self.bounds))
-        low, high = self.bounds
-        cell = ((positions - low) / (high - low) * RESOLUTION).floor()
-        within = ((cell >= 0) & (cell < RESOLUTION)).all(-1)
-        x, y, z = cell.nan_to_num().clamp(0, RESOLUTION - 1).long().unbind(-1)
-        return within & self.occupied[x, y, z]
+class Hull(Voxels):
+    """Voxels that project into the white of (nearly) all masks of the views that see them."""
 
     @torch.no_grad()
     def carve(self, cameras: Cameras, read: Read, views: Sequence[int], reach: float) -> None:
@@ -90,16 +71,8 @@ class Hull:
                     "--pipeline.region.source box",
                 )
             # A surface is a layer in a field, not a sheet, and a mask ends in the middle of it.
-            self.occupied, self.bounds = _grown(occupied), bounds
+            self.occupied, self.bounds = grown(occupied), bounds
             bounds = _bounds_of(self.occupied, bounds)
-
-    def state(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
-        return {"occupied": self.occupied.cpu(), "bounds": self.bounds.cpu()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
-        self.occupied, self.bounds = state["occupied"], state["bounds"]
 
 
 def project(
@@ -189,11 +162,6 @@ def _bounds_of(occupied: Bool[Tensor, "x y z"], bounds: Float[Tensor, "2 3"]) ->
     cells = occupied.nonzero()
     voxel = (bounds[1] - bounds[0]) / occupied.shape[0]
     return bounds[0] + torch.stack([cells.amin(0), cells.amax(0) + 1]) * voxel
-
-
-def _grown(occupied: Tensor) -> Tensor:
-    """The voxels and their neighbours."""
-    return F.max_pool3d(occupied[None].float(), 3, stride=1, padding=1)[0] > 0
 
 
 def _distorted(points: Float[Tensor, "n 2"], distortion: Float[Tensor, " 6"]) -> Float[Tensor, "n 2"]:

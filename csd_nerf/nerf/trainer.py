@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -15,11 +17,13 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 
 from csd_nerf import ranks
+from csd_nerf.distillation.residuals import Guidance
 from csd_nerf.errors import InputError, check
-from csd_nerf.nerf.candidate import read_candidate
+from csd_nerf.nerf.candidate import read_candidate, save_candidate
 from csd_nerf.nerf.closing_words import evaluate_command
 from csd_nerf.nerf.cost import NOTHING, CostMeter
 from csd_nerf.nerf.edit_pipeline import EditPipeline, EditPipelineConfig
+from csd_nerf.nerf.known_prompts import words_unknown_to
 from csd_nerf.nerf.model import holds_source
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer, PromptedTrainerConfig
 from csd_nerf.nerf.region_box import RegionBox
@@ -28,8 +32,12 @@ from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 # The config.yml of scenes that were trained before these had a file of their own names them here.
 from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig, check_device  # noqa: F401
 from csd_nerf.nerf.source_scene import source_checkpoint
+from csd_nerf.nerf.trying import Tried, ViewsToTry
 from csd_nerf.priors.control import check_control
 from csd_nerf.settings_files import options_given
+
+VIEWS_TO_TRY = 3
+"""At most so many views are edited together in a try, as by `csd-nerf try`."""
 
 
 @dataclass
@@ -273,6 +281,11 @@ class EditTrainer(PromptedTrainer):
 
     config: EditTrainerConfig
     pipeline: EditPipeline
+    tries = Path()
+    """Folder of the candidates that were tried last."""
+    _taken: Path | None = None
+    _recorded: EditTrainerConfig
+    _whole: EditTrainerConfig
 
     def commands(self) -> dict[str, str]:
         return {**super().commands(), "Measure": evaluate_command(self.base_dir)}
@@ -296,6 +309,8 @@ class EditTrainer(PromptedTrainer):
         if checkpoint == source:
             prompt = self.config.pipeline.prompt
             CONSOLE.print(Text(f"Editing {source}: {prompt!r}"), soft_wrap=True)
+            self.pipeline.warn(words_unknown_to(self.config.pipeline.prior, prompt))
+            self.pipeline.find_relevant(prompt)
             if self.config.pipeline.candidate is not None:
                 self.pipeline.begin_with(self.config.pipeline.candidate)
             return
@@ -329,7 +344,64 @@ class EditTrainer(PromptedTrainer):
         self._check_waits()
         if self.pipeline.is_undone:
             self._begin_anew()
+        if self._taken is not None:
+            self.pipeline.begin_with(self._taken)
+            self._taken = None
         super().go_on()
+
+    def change_prompt(self, prompt: str) -> None:
+        """As the parent's. A candidate that was taken is given up; where the diffusion model says where to
+        edit, it is asked again before the first step.
+
+        Raises:
+            InputError: it is blank, or changes nothing anywhere.
+        """
+        self.pipeline.check_words(prompt)
+        if not self.steps_done:
+            self.pipeline.find_relevant(prompt.strip())
+            self.pipeline.write_region(self.base_dir / "pictures")
+        super().change_prompt(prompt)
+        self._taken = self._recorded.pipeline.candidate = None
+
+    def try_edits(self, count: int) -> Iterator[Tried]:
+        """Candidates for the prompt, one for each seed from 0 on; `take` makes one the edit.
+
+        Raises:
+            InputError: steps are being made; the scene is edited already; see `ViewsToTry`.
+        """
+        self._check_waits()
+        pipeline = self.pipeline
+        check(
+            not self.steps_done or pipeline.is_undone,
+            "the scene is edited already",
+            expected="the source, of which an edit can be tried",
+            got=f"an edit of {self.steps_done} steps",
+            hint="press Undo first",
+        )
+        self.tries = self.base_dir / "tries" / time.strftime("%Y-%m-%d_%H%M%S")
+        views = ViewsToTry(pipeline, min(VIEWS_TO_TRY, len(pipeline.datamanager.train_dataset)))
+        guidance = Guidance(pipeline.text_guidance.value, pipeline.image_guidance.value)
+        for seed in range(count):
+            tried = views.ask(pipeline.prompt.value, guidance, seed)
+            save_candidate(self.tries / str(seed + 1), tried.candidate, tried.pictures)
+            yield tried
+
+    def take(self, number: int) -> None:
+        """Let one of the candidates, 1-based, become the edit.
+
+        Raises:
+            InputError: steps are being made, or there is no such candidate.
+        """
+        self._check_waits()
+        folder = self.tries / str(number)
+        candidate = read_candidate(folder)
+        if candidate.prompt != self.pipeline.prompt.value:
+            self.change_prompt(candidate.prompt)
+        self.pipeline.follow(candidate)
+        self._taken = folder
+        for config in (self._whole, self._recorded):
+            config.machine.seed, config.pipeline.candidate = candidate.seed, folder
+        self.save_settings()
 
     def more_steps(self, steps: int) -> None:
         if self.pipeline.is_undone:

@@ -59,12 +59,13 @@ class Try:
             warnings.simplefilter("ignore")  # nerfstudio's and torch's about their own code, line after line
             from csd_nerf.distillation.residuals import Guidance
             from csd_nerf.nerf.candidate import save_candidate
+            from csd_nerf.nerf.known_prompts import words_unknown_to
             from csd_nerf.nerf.trying import ViewsToTry
             from csd_nerf.trying.try_page import write_try_page
 
             with memory_explained(expected="room for a scene and a prior", hint="turn down --views"):
                 pipeline = self._begun()
-                if unknown := words_unknown_to(pipeline.config.prior, self.prompt):
+                if unknown := words_unknown_to(pipeline.config.prior, *self.prompt):
                     console.print(Text(unknown, "yellow"), soft_wrap=True)
                 began = time.monotonic()
                 views = ViewsToTry(pipeline, self.views)
@@ -157,20 +158,3 @@ class Try:
             origin=str(source),
         )
         return pipeline
-
-
-def words_unknown_to(prior: str, prompts: tuple[str, ...]) -> str | None:
-    """What to say of prompts that a bundled prior may not know; None where there are none.
-
-    Args:
-        prior: as in the settings.
-        prompts: asked of it.
-    """
-    from csd_nerf.scenes.operators import KNOWN_INSTRUCTIONS
-
-    unknown = [prompt for prompt in prompts if prompt not in KNOWN_INSTRUCTIONS]
-    if prior != "tiny-instruct" or not unknown:
-        return None
-    known = "\n".join(f"  {instruction}" for instruction in KNOWN_INSTRUCTIONS)
-    asked = ", ".join(map(repr, unknown))
-    return f"The bundled prior may not know {asked}. It was taught these, and other words for them:\n{known}"

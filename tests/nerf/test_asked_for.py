@@ -97,6 +97,41 @@ def test_an_undone_edit_starts_again_in_a_box_and_a_folder_of_its_own(waiting: A
     assert saved.pipeline.region.source == "box" and saved.pipeline.region.box_size == (50.0, 50.0, 50.0)
 
 
+def test_a_candidate_that_is_taken_becomes_the_edit_as_it_does_by_its_option(
+    waiting: Any, edit_config: Make
+) -> None:
+    with pytest.raises(InputError, match="edited already"):
+        next(waiting.try_edits(2))
+    waiting.undo()
+    tried = list(waiting.try_edits(2))
+    assert [each.candidate.seed for each in tried] == [0, 1]
+    assert not torch.equal(tried[0].pictures, tried[1].pictures)
+    with pytest.raises(InputError, match="no candidate"):
+        waiting.take(3)
+    waiting.change_prompt("make it winter")
+    waiting.take(2)
+    assert waiting.pipeline.prompt.value == "make it night"  # the prompt that was tried
+    waiting.go_on()
+    waiting._start_step = waiting.steps_done
+    waiting._serve()
+    saved = yaml.load((waiting.base_dir / "config.yml").read_text(), Loader=yaml.Loader)
+    assert saved.machine.seed == 1 and saved.pipeline.candidate == waiting.tries / "2"
+    waiting._train_to_the_end()
+    option = edit_config(
+        prompt=None, pipeline__candidate=waiting.tries / "2", pipeline__turntable_frames=0, timestamp="option"
+    )
+    chosen = run(option).pipeline
+    assert torch.equal(chosen.eval_pictures(), waiting.pipeline.eval_pictures())
+
+
+def test_an_unknown_prompt_is_said_at_once(edit_config: Make, capsys: Any) -> None:
+    run(edit_config(prompt="polar bear", max_num_iterations=1, pipeline__turntable_frames=0))
+    printed = capsys.readouterr().out
+    assert "may not know 'polar bear'" in printed and "make it winter" in printed
+    run(edit_config(max_num_iterations=1, pipeline__turntable_frames=0, timestamp="known"))
+    assert "may not know" not in capsys.readouterr().out
+
+
 def test_the_scene_before_is_drawn_when_it_is_looked_at(waiting: Any) -> None:
     pipeline, looked_at = waiting.pipeline, False
     camera = pipeline._edit.cameras[0:1]

@@ -11,7 +11,7 @@ import torch
 from nerf_runs import make_edit_config, refusal, run, run_until_killed
 
 from csd_nerf.cli import main
-from csd_nerf.history.chain import chain_of
+from csd_nerf.nerf.chain import chain_of
 from csd_nerf.nerf.edited_run import open_edited_run
 from csd_nerf.nerf.evaluate_run import EvaluationSettings, evaluate
 

@@ -24,7 +24,7 @@ from csd_nerf.cameras import fit_cameras
 from csd_nerf.errors import InputError
 from csd_nerf.nerf import edit_loop
 from csd_nerf.nerf.edit_pipeline import EditPipeline
-from csd_nerf.nerf.region import _spread
+from csd_nerf.nerf.region import spread
 from csd_nerf.nerf.region_box import RegionBox
 from csd_nerf.nerf.region_hull import Hull, project
 from csd_nerf.nerf.region_masks import read_mask
@@ -138,10 +138,10 @@ def test_a_turned_box_contains_what_its_own_axes_say() -> None:
     assert box.contains(positions.view(2, 2, 3)).shape == (2, 2)
 
 
-def test_every_beginning_of_the_views_looked_at_is_spread() -> None:
+def test_every_beginning_of_the_views_looked_at_isspread() -> None:
     for count in (1, 2, 7, 86):
-        assert sorted(_spread(count)) == list(range(count))
-    assert max(np.diff(sorted(_spread(86)[:8]))) <= 2 * 86 / 8
+        assert sorted(spread(count)) == list(range(count))
+    assert max(np.diff(sorted(spread(86)[:8]))) <= 2 * 86 / 8
 
 
 # -------------------------------------------------------------------- hull
@@ -199,7 +199,7 @@ def test_the_hull_of_a_balls_silhouettes_is_the_ball() -> None:
     masks = [ball_mask(cameras, view, middle, radius) for view in range(20)]
     masks[7] = torch.zeros(128, 128)  # a mistake
     hull = Hull()
-    hull.carve(cameras, masks.__getitem__, _spread(20), reach=2.0)
+    hull.carve(cameras, masks.__getitem__, spread(20), reach=2.0)
     places = torch.rand(4000, 3) * 3 - 1.5
     near = F.normalize(torch.randn(4000, 3), dim=-1)
     assert hull.contains(middle + near * 0.95 * radius * torch.rand(4000, 1)).all()
@@ -218,7 +218,7 @@ def test_something_thin_is_not_lost() -> None:
     cameras, middle, radius = ring(12, 128), torch.tensor([0.013, 0.021, -0.017]), 0.012
     masks = [ball_mask(cameras, view, middle, radius) for view in range(12)]
     hull = Hull()
-    hull.carve(cameras, masks.__getitem__, _spread(12), reach=2.0)
+    hull.carve(cameras, masks.__getitem__, spread(12), reach=2.0)
     assert hull.contains(middle) and not hull.contains(middle + 0.04)
 
 
@@ -227,7 +227,7 @@ def test_masks_of_different_things_have_no_volume_in_common() -> None:
     places = torch.tensor([[0.2, 0.0, 0.0], [-0.2, 0.0, 0.1]])
     masks = [ball_mask(cameras, view, places[view % 2], 0.05) for view in range(12)]
     with pytest.raises(InputError, match="no volume in common"):
-        Hull().carve(cameras, masks.__getitem__, _spread(12), reach=2.0)
+        Hull().carve(cameras, masks.__getitem__, spread(12), reach=2.0)
 
 
 def test_a_masks_pixels_are_resampled_as_its_photos(tmp_path: Path) -> None:

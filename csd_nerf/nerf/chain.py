@@ -8,7 +8,6 @@ from typing import Any
 
 from csd_nerf.nerf.cost import Cost, read_cost
 from csd_nerf.nerf.runs import find_run
-from csd_nerf.nerf.trainer import EditTrainerConfig
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,9 @@ def chain_of(path: Path) -> list[Link]:
     start: Path | None = path
     while start is not None:
         run = find_run(start)
-        folder, config = run.checkpoint.parent.parent, run.config
-        if not isinstance(config, EditTrainerConfig):
+        folder = run.checkpoint.parent.parent
+        config: Any = run.config
+        if not hasattr(getattr(config, "pipeline", None), "source_checkpoint"):  # no edit
             links.append(Link(folder, str(config.method_name) if config else ""))
             break
         links.append(_edit(folder, config))
