@@ -123,9 +123,28 @@ def test_an_editing_session(browser: Any, scene_run: Path, tmp_path: Path) -> No
         session.keep_picture("prompt")
         assert config_of(folder).pipeline.prompt == "turn it into a pencil sketch"
 
+        prompt.fill("polar bear")
+        session.button("Apply").click()
+        session.wait_for("may not know 'polar bear'")
+        prompt.fill("turn it into a pencil sketch")
+        session.button("Apply").click()
+
+        session.button("Try").click()
+        session.wait_for("before any edit of the scene")
+        assert all(session.button(f"Take {number}").is_visible() for number in (1, 2, 3, 4))
+        assert session.page.get_by_role("img", name="Candidate 2").is_visible()
+        session.keep_picture("tried")
+        session.button("Take 2").click()
+        session.wait_for("Candidate 2 is the edit")
+        session.keep_picture("taken")
+
         session.button("Start").click()
         session.wait_for("All steps are done")
         session.wait_for("[Ss]tep 30 of 30")
+        assert config_of(folder).machine.seed == 1 and not session.button("Take 2").is_visible()
+        session.page.get_by_text("History", exact=True).click()
+        session.wait_for("this edit")
+        session.keep_picture("history")
         session.keep_picture("after-the-end")
         assert (folder / "pictures" / "after.png").exists()
 
