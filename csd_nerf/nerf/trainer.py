@@ -361,7 +361,8 @@ class EditTrainer(PromptedTrainer):
             self.pipeline.find_relevant(prompt.strip())
             self.pipeline.write_region(self.base_dir / "pictures")
         super().change_prompt(prompt)
-        self._taken = self._recorded.pipeline.candidate = None
+        if self._taken is not None:
+            self._taken = self._recorded.pipeline.candidate = None
 
     def try_edits(self, count: int) -> Iterator[Tried]:
         """Candidates for the prompt, one for each seed from 0 on; `take` makes one the edit.
