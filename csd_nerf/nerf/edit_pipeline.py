@@ -793,7 +793,8 @@ class EditPipeline(PromptedPipeline):
         if writer.is_initialized():
             writer.put_image(name="Before (top) and after", image=both, step=step)
         change = float((after - before).abs().mean())
-        if change < NO_CHANGE and step >= 2 * max(1, self.config.steps_per_picture):
+        # Of an edit in a region, most of a picture is not to move.
+        if not self.inside and change < NO_CHANGE and step >= 2 * max(1, self.config.steps_per_picture):
             guidance = self.config.guidance_option
             CONSOLE.print(
                 f"[bold yellow]After {step} steps the renders have moved by only {change:.4f} (of 1). Try a "
