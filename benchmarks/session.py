@@ -171,8 +171,8 @@ def by_strength(options: Options) -> dict[str, Any]:
 
     assert options.edit is not None, "pass --edit"
     _, pipeline, _, _ = eval_setup(options.edit / "config.yml")
-    cameras, indices = pipeline.datamanager.eval_cameras(128, 128, 8)
-    photos = pipeline.datamanager.eval_photos(indices, 128, 128).cpu()
+    cameras, indices = pipeline.datamanager.eval_cameras(64, 64, 4)
+    photos = pipeline.datamanager.eval_photos(indices, 64, 64).cpu()
     edit = pipeline.draw(cameras)
     with source_scene(pipeline):
         source = pipeline.draw(cameras)
