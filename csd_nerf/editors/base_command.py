@@ -72,6 +72,7 @@ class EditCommand(EditSettings):
     def watched(self, console: "Console") -> Iterator["FileObserver"]:
         """An observer for the edit; when it is interrupted, says how to go on."""
         from csd_nerf.editors.saving import FileObserver, Unfinished
+        from csd_nerf.files import alone, beside
 
         unfinished = Unfinished(self.output)
         observer = FileObserver(
@@ -86,8 +87,9 @@ class EditCommand(EditSettings):
             hint=f"turn down --unet-batch-size, then {self.size_option}; what was done is kept, and the same "
             "command with a smaller batch goes on from there",
         )
+        lock = beside(self.output, "lock")
         try:
-            with room, observer:
+            with alone(lock, of=self.output, hint="wait for it to end"), room, observer:
                 yield observer
         except KeyboardInterrupt:
             if unfinished.path.exists():
