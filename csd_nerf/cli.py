@@ -23,6 +23,7 @@ from csd_nerf.history.history_command import History
 from csd_nerf.nerf.blend_command import Blend
 from csd_nerf.nerf.evaluate_command import Evaluate
 from csd_nerf.probing.probe_command import Probe
+from csd_nerf.programs import begin_program
 from csd_nerf.translation.translate_command import Translate
 from csd_nerf.trying.try_command import Try
 
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 2 for bad input, 130 after Ctrl-C, 143 when terminated, 1 for other failures.
     """
+    begin_program()
     arguments = sys.argv[1:] if arguments is None else arguments
     app = tyro.extras.SubcommandApp()
     for name, options in COMMANDS.items():

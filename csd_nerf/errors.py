@@ -102,7 +102,7 @@ def exit_on_input_error() -> Iterator[None]:
         raise SystemExit(EXIT_STATUS_BAD_INPUT) from None
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether torch, its CPU allocator, a CUDA library or tiny-cuda-nn ran out of memory.
 
     Each says so in its own way, some by the name of a status, such as CUDA_ERROR_OUT_OF_MEMORY.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -11,7 +12,18 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from csd_nerf.errors import InputError
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on most file systems."""
+
+LOCK = ".lock"
+"""In a folder that one process works on at a time."""
+
+_held: dict[Path, FileLock] = {}
+"""Locks of this process, which go with it, however it ends."""
 
 
 def check_output(path: Path, suffixes: Collection[str], *, force: bool) -> None:
@@ -75,7 +87,7 @@ def check_folder_writable(folder: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise write_failed(folder, error) from error
 
 
 @contextmanager
@@ -94,16 +106,74 @@ def whole_file(path: Path) -> Iterator[Path]:
         ...     picture.save(partial, "JPEG")
     """
     # Of a process of one machine, so that several can write the same file in a folder that machines share.
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    partial = beside(path, f"{socket.gethostname()}-{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
     except InputError:
         raise
     except OSError as error:
-        raise _not_writable(path, error) from error
+        raise write_failed(path, error) from error
     finally:
         remove(partial)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A hidden file in the same folder that belongs to another.
+
+    Its name has the other's in it, or of a name that is too long for that a digest.
+
+    Example:
+        >>> beside(Path("out/night.png"), "unfinished")
+        PosixPath('out/.night.png.unfinished')
+    """
+    name = f".{path.name}.{ending}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}.{ending}"
+    return path.with_name(name)
+
+
+def hold(lock: Path, *, of: Path, hint: str) -> None:
+    """Keep a folder, or a file that is to be made, to this process until it ends.
+
+    The system lets go of the lock when the process is no more, killed or not: none is left behind. It counts
+    on one machine, and on several where their file system has locks.
+
+    Args:
+        lock: the file that is locked, which is made with its folder if it is not there.
+        of: what is kept.
+        hint: what to do when another process has it.
+
+    Raises:
+        InputError: another process has it; or its place is not writable.
+    """
+    if lock.resolve() in _held:
+        return
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, timeout=0)
+        held.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another process is working on {of}",
+            expected="one at a time",
+            got="a lock that is held",
+            hint=hint,
+        ) from error
+    except OSError as error:
+        raise write_failed(of, error) from error
+    _held[lock.resolve()] = held
+
+
+@contextmanager
+def alone(lock: Path, *, of: Path, hint: str) -> Iterator[None]:
+    """As `hold`, within the block only; of the lock nothing is left."""
+    hold(lock, of=of, hint=hint)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        _held.pop(lock.resolve()).release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -124,10 +194,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _not_writable(path: Path, error: OSError) -> InputError:
+def write_failed(path: Path, error: Exception) -> InputError:
+    """What is said when something could not be written."""
     return InputError(
         f"{path} cannot be written",
         expected="a place with room, where this user may write",
-        got=error.strerror or str(error),
+        got=getattr(error, "strerror", None) or str(error).partition("\n")[0],
         hint="free some space or choose another place",
     )

@@ -27,6 +27,7 @@ from csd_nerf.demo.demo_page import _after_of_sheet, write_page
 from csd_nerf.demo.demo_settings import FULL, DemoSettings, Progress, Sizes, command_line, open_folder
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, stages_of
 from csd_nerf.errors import InputError
+from csd_nerf.files import LOCK
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.sheets import save_png, sheet
 from csd_nerf.pages import wrapped
@@ -170,7 +171,7 @@ def test_it_leaves_pictures_commands_and_logs(folder: Path) -> None:
         assert wrapped(stage.command()) in script
         assert logs[stage.key].startswith(f"$ {shlex.join(stage.command())}\n")
     assert "Training Finished" in logs["edit"] and "\x1b" not in "".join(logs.values())
-    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == [LOCK]
 
 
 def test_a_rerun_does_nothing_twice(folder: Path, capsys: Any) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from csd_nerf.errors import InputError, option
-from csd_nerf.files import write_text
+from csd_nerf.files import LOCK, hold, write_text
+
+_WAIT = "wait for it to end, or pass another --output"
 
 
 @dataclass(frozen=True)
@@ -116,32 +118,26 @@ def claim_folder(
         later: settings that folders of earlier versions do not mention, with what holds for those.
 
     Raises:
-        InputError: when the folder cannot be made, holds something else, or was made with other settings.
+        InputError: when the folder cannot be made, holds something else, was made with other settings, or
+            when another process works in it.
     """
     file = folder / "settings.json"
     if file.is_file():
+        hold(folder / LOCK, of=folder, hint=_WAIT)
         saved = _read(file, given, command, later or {})
         different = [name for name in given if given[name] != saved[name]]
         if different:
             raise _different(folder, saved, given, different, what, go_on(saved, different))
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(entry.name != LOCK for entry in folder.iterdir()):
         raise InputError(
             f"{folder} is not a folder of this {what}",
             expected=f"a new or empty folder, or one that `{command}` made",
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]),
             hint="pass another --output",
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(given, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be made",
-            expected="a folder that can be written to",
-            got=error.strerror or str(error),
-            hint="pass another --output",
-        ) from error
+    hold(folder / LOCK, of=folder, hint=_WAIT)
+    write_text(file, json.dumps(given, indent=1) + "\n")
 
 
 def _read(file: Path, given: dict[str, Any], command: str, later: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Optional
@@ -83,6 +83,7 @@ class EditCommand(EditSettings):
         """An observer for the edit; when it is interrupted, says how to go on."""
         from csd_nerf import ranks
         from csd_nerf.editors.saving import FileObserver, Unfinished
+        from csd_nerf.files import alone, beside
 
         unfinished = Unfinished(self.output)
         observer = FileObserver(
@@ -98,8 +99,10 @@ class EditCommand(EditSettings):
             hint=f"turn down --unet-batch-size, then {self.size_option}; what was done is kept, and the same "
             "command with a smaller batch goes on from there",
         )
+        lock = beside(self.output, "lock")
         try:
-            with room, observer:
+            kept = alone(lock, of=self.output, hint="wait for it to end") if ranks.leads() else nullcontext()
+            with kept, room, observer:
                 yield observer
         except (KeyboardInterrupt, ranks.Parted):
             if ranks.leads() and unfinished.path.exists():

@@ -17,7 +17,7 @@ from torch import Tensor
 from csd_nerf.display import Display
 from csd_nerf.editors.observer import Observer, Work
 from csd_nerf.errors import InputError
-from csd_nerf.files import whole_file
+from csd_nerf.files import beside, whole_file
 
 SECONDS_BETWEEN_SAVES = 10.0
 """So much work an interruption may cost."""
@@ -31,7 +31,7 @@ class Unfinished:
     """
 
     def __init__(self, output: Path) -> None:
-        self.path = output.with_name(f".{output.name}.unfinished")
+        self.path = beside(output, "unfinished")
 
     def save(self, identity: dict[str, Any], steps: int, latents: Tensor) -> None:
         """Keep latents after so many steps; an older state is replaced only by a whole one."""

@@ -16,15 +16,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.errors import InputError
+from csd_nerf.media.hdr import HLG, PQ, as_seen
 from csd_nerf.media.picture_files import PICTURE_SUFFIXES, read_picture
 
 FOLDER_FRAME_RATE = Fraction(24)
 """Frames per second of a folder of pictures, which does not say."""
 
+WIDEST_PIXEL = Fraction(4)
+"""Sample aspect ratio, or its inverse, up to which a file is believed."""
+
 
 @dataclass(frozen=True)
 class Clip:
     """A clip on disk. Iterating decodes it anew, holding a frame at a time: (3, H, W), RGB in 0..1, upright.
+    Pixels are square, and what is of high dynamic range is tone-mapped.
 
     Args:
         path: file, or folder of pictures.
@@ -56,9 +61,9 @@ class Clip:
             for picture in frame_files(self.path):
                 yield read_picture(picture).pixels
             return
-        for frame in _decoded(self.path):
-            turned = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-            yield torch.from_numpy(turned.transpose(2, 0, 1).copy()).float() / 255
+        for frame, stream in _decoded(self.path):
+            turned = np.rot90(_pixels(frame, stream), frame.rotation // 90)
+            yield torch.from_numpy(turned.transpose(2, 0, 1).copy())
 
 
 def read_clip(path: Path, frame_rate: Fraction | None = None) -> Clip:
@@ -129,9 +134,10 @@ def _look_through_folder(folder: Path, frame_rate: Fraction) -> Clip:
 def _look_through_file(path: Path) -> Clip:
     sizes: dict[tuple[int, int], None] = {}
     times: list[Fraction | None] = []
-    for frame in _decoded(path):
+    for frame, stream in _decoded(path):
         turned = frame.rotation % 180 == 90
-        sizes[(frame.width, frame.height) if turned else (frame.height, frame.width)] = None
+        width, height = _square(frame, stream)
+        sizes[(width, height) if turned else (height, width)] = None
         times.append(None if frame.pts is None else frame.pts * frame.time_base)
     if not times:
         raise _unreadable(path, "a clip without frames")
@@ -161,8 +167,26 @@ def start_time(container: Any) -> Fraction:
     return Fraction(container.start_time or 0, av.time_base)
 
 
-def _decoded(path: Path) -> Iterator[Any]:
-    """The frames of a file, one at a time."""
+def _pixels(frame: Any, stream: Any) -> np.ndarray:
+    """A frame (H, W, 3), RGB in 0..1, of square pixels, as an ordinary screen shows it."""
+    width, height = _square(frame, stream)
+    size = {} if (width, height) == (frame.width, frame.height) else {"width": width, "height": height}
+    transfer = stream.codec_context.color_trc
+    if transfer not in (PQ, HLG):
+        return frame.to_ndarray(format="rgb24", **size).astype(np.float32) / 255
+    return as_seen(frame.to_ndarray(format="rgb48le", **size).astype(np.float32) / 65535, transfer)
+
+
+def _square(frame: Any, stream: Any) -> tuple[int, int]:
+    """Width and height of a frame whose pixels are made square, by making the shorter side of one longer."""
+    ratio = stream.sample_aspect_ratio or Fraction(1)
+    if not 1 / WIDEST_PIXEL <= ratio <= WIDEST_PIXEL:
+        ratio = Fraction(1)
+    return round(frame.width * max(ratio, Fraction(1))), round(frame.height / min(ratio, Fraction(1)))
+
+
+def _decoded(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The frames of a file, one at a time, and the stream they are of."""
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -172,7 +196,8 @@ def _decoded(path: Path) -> Iterator[Any]:
             for packet in container.demux(stream):
                 if packet.is_corrupt:
                     raise _unreadable(path, "a truncated file")
-                yield from packet.decode()
+                for frame in packet.decode():
+                    yield frame, stream
     except (av.FFmpegError, OSError) as error:
         raise _unreadable(path, f"a damaged file or none that FFmpeg knows ({error.strerror})") from error
 

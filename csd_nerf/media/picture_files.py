@@ -7,7 +7,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from csd_nerf.errors import InputError
 from csd_nerf.files import check_output, whole_file
+from csd_nerf.media.spheres import XMP_IN_PNG, jpeg_segment, packet, read_sphere
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +51,14 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_deflate"},
 }
 _ORIENTATION_TAG = 0x0112
+_XMP_TAG = 0x02BC
 # EXIF shares its directory with TIFF, whose tags below this number tell how pixels are stored, but for a few.
 _END_OF_TIFF_TAGS = 0x0300
 _TAGS_ABOUT_THE_PICTURE = {
     *(0x010D, 0x010E, 0x010F, 0x0110),  # name, description, maker, model
     *(0x011A, 0x011B, 0x0128),  # resolution
     *(0x0131, 0x0132, 0x013B, 0x013C),  # software, date, artist, computer
-    0x02BC,  # XMP
+    _XMP_TAG,
 }
 _PROFILE_TAG = 0x8773
 _SUB_DIRECTORIES = {0x8769, 0x8825}  # of the exposure, of the place
@@ -83,6 +85,7 @@ class Picture:
         exif: EXIF block without the orientation, which has been applied, and without tags that tell how the
             pixels were stored in the file.
         icc_profile: colour profile of `pixels`; None is sRGB. Pixels are the file's numbers, not converted.
+        sphere: what its XMP says of it as part of a sphere (GPano), by name; None of other pictures.
     """
 
     pixels: Float[Tensor, "3 h w"]
@@ -90,6 +93,7 @@ class Picture:
     bits: int = 8
     exif: bytes | None = None
     icc_profile: bytes | None = None
+    sphere: Mapping[str, str] | None = None
 
     @property
     def whiteness(self) -> Float[Tensor, "h w"]:
@@ -150,6 +154,7 @@ def read_picture(path: Path) -> Picture:
         exif=exif,
         # Profiles of other colour spaces do not describe RGB numbers.
         icc_profile=profile if profile and profile[16:20] == b"RGB " else None,
+        sphere=read_sphere(image),
     )
 
 
@@ -208,6 +213,8 @@ def write_picture(picture: Picture, path: Path, *, force: bool = False) -> None:
             log.warning("%s is written with 8 bits per channel; PNG keeps 16", path.name)
         belongings = {"exif": picture.exif, "icc_profile": picture.icc_profile}
         options = {name: value for name, value in belongings.items() if value} | _SAVE_OPTIONS[kind]
+        if picture.sphere:
+            options |= _sphere_options(kind, packet(picture.sphere, picture.pixels.shape[2]), picture.exif)
         if kind == "TIFF" and picture.exif and _has_sub_directories(picture.exif):
             options["compression"] = "raw"  # libtiff, which compresses, cannot be given sub-directories
         Image.fromarray(to_bytes(channels_last)).save(partial, format=kind, **options)
@@ -231,6 +238,23 @@ def _exif(image: Any, path: Path) -> tuple[int, bytes | None]:
     except (SyntaxError, struct.error) as error:
         log.warning("%s: its EXIF is damaged and is left out (%s)", path.name, error)
         return 1, None
+
+
+def _sphere_options(kind: str, xmp: bytes, exif: bytes | None) -> dict[str, Any]:
+    """How Pillow is told to write XMP."""
+    if kind == "JPEG":
+        return {"extra": jpeg_segment(xmp)}
+    if kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt(XMP_IN_PNG, xmp.decode())
+        return {"pnginfo": text}
+    if kind == "WEBP":
+        return {"xmp": xmp}
+    tags = Image.Exif()
+    if exif:
+        tags.load(exif)
+    tags[_XMP_TAG] = xmp
+    return {"exif": tags.tobytes()}
 
 
 def _has_sub_directories(block: bytes) -> bool:
@@ -295,6 +319,9 @@ def _deep_png(pixels: Float[Tensor, "h w c"], picture: Picture) -> bytes:
         chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc_profile))
     if picture.exif:
         chunks += _png_chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
+    if picture.sphere:
+        xmp = packet(picture.sphere, pixels.shape[1])
+        chunks += _png_chunk(b"iTXt", XMP_IN_PNG.encode() + bytes(5) + xmp)
     header = 8 + 12 + 13  # signature, then the header chunk, after which these may stand
     return data[:header] + chunks + data[header:]
 

@@ -40,7 +40,9 @@ _HOW = "pass `--data SCENE`, a folder made by `ns-process-data` with transforms.
 _AGAIN = "remove those frames, or run `ns-process-data` again"
 
 
-def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int = 1) -> None:
+def check_dataset(
+    data: Path | None, dataparser: DataParserConfig, at_least: int = 1, hint: str = _HOW
+) -> None:
     """See that a dataset is there and whole before anything is built from it.
 
     Only nerfstudio's own format (`transforms.json`) is looked into, as `read_transforms` puts it right; other
@@ -50,6 +52,7 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int
         data: its folder, or its transforms.json.
         dataparser: what will read it.
         at_least: how many frames it must have.
+        hint: what to do where there is none.
 
     Raises:
         InputError: when no dataset was given, or it is missing or of another format, lists no cameras, lacks
@@ -57,14 +60,15 @@ def check_dataset(data: Path | None, dataparser: DataParserConfig, at_least: int
             be read or do not fit their cameras.
     """
     if data is None or data == Path():
-        raise InputError("no dataset was given", expected="a captured scene", got="nothing", hint=_HOW)
+        raise InputError("no dataset was given", expected="a captured scene", got="nothing", hint=hint)
     if not isinstance(dataparser, NerfstudioDataParserConfig):
         return
     file = data if data.suffix == ".json" else data / "transforms.json"
     if not file.exists():
         got = "no such folder" if not data.exists() else f"{data} without transforms.json"
-        hint = how_to_read(data) or _HOW
-        raise InputError(f"there is no dataset at {data}", expected=str(file), got=got, hint=hint)
+        raise InputError(
+            f"there is no dataset at {data}", expected=str(file), got=got, hint=how_to_read(data) or hint
+        )
     content = _read(file)
     frames = content["frames"]
     if left_out := content.get("left_out"):

@@ -10,7 +10,6 @@ import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imp
 import torch
 
 from csd_nerf.errors import InputError
-from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.edit_pipeline import EditPipeline
 from csd_nerf.nerf.model import implementation_of
 from csd_nerf.nerf.runs import find_run, read_checkpoint
@@ -61,7 +60,7 @@ def open_edited_run(path: Path) -> EditedRun:
             "folder it prints",
         )
     manager = config.pipeline.datamanager
-    check_dataset(config.data or manager.data or manager.dataparser.data, manager.dataparser)
+    manager.data = config.data or manager.data
     source_checkpoint(config.pipeline)
     loaded = read_checkpoint(run.checkpoint)
     # The file of a run by an earlier version says tcnn whatever its fields ran in.

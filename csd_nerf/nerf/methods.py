@@ -13,7 +13,6 @@ from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManage
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from csd_nerf.errors import InputError
@@ -24,14 +23,16 @@ from csd_nerf.nerf.generate import GeneratePipelineConfig
 from csd_nerf.nerf.generate_trainer import GenerateTrainerConfig
 from csd_nerf.nerf.model import CsdNerfactoModelConfig
 from csd_nerf.nerf.registry import METHODS
+from csd_nerf.nerf.scene_pipeline import ScenePipelineConfig
 from csd_nerf.nerf.scene_trainer import SceneTrainerConfig
 from csd_nerf.nerf.trainer import EditTrainerConfig
+from csd_nerf.programs import begin_program
 from csd_nerf.settings_files import CONFIGS, RECIPES, method_file, method_names, read_method, set_options
 
 
 def _scene(datamanager: Any) -> TrainerConfig:
     return SceneTrainerConfig(
-        pipeline=VanillaPipelineConfig(datamanager=datamanager, model=CsdNerfactoModelConfig())
+        pipeline=ScenePipelineConfig(datamanager=datamanager, model=CsdNerfactoModelConfig())
     )
 
 
@@ -104,6 +105,8 @@ def _optimizer(values: Any, file: Path, path: tuple[str, ...]) -> dict[str, Any]
     set_options(adam, values, file, path=path)
     return adam.optimizer()
 
+
+begin_program()  # every command of nerfstudio imports this
 
 _SPECIFICATIONS = read_methods()
 

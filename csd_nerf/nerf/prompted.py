@@ -14,7 +14,6 @@ from nerfstudio.engine.callbacks import (
     TrainingCallbackLocation,
 )
 from nerfstudio.engine.optimizers import Optimizers
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import writer
 from torch import Tensor
 from torch.nn import Parameter
@@ -25,6 +24,7 @@ from csd_nerf.nerf.controls import Controls
 from csd_nerf.nerf.model import CsdNerfactoModel
 from csd_nerf.nerf.rendering import train_proposals_always
 from csd_nerf.nerf.requests import Setting
+from csd_nerf.nerf.scene_pipeline import ScenePipeline, ScenePipelineConfig
 from csd_nerf.priors import check_prior, check_vae
 from csd_nerf.priors.elsewhere import Elsewhere, same_device
 from csd_nerf.priors.loading import check_device
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PromptedPipelineConfig(VanillaPipelineConfig):
+class PromptedPipelineConfig(ScenePipelineConfig):
     """The prompt, what is asked with it, and what is left to look at."""
 
     _target: Type = field(default_factory=lambda: PromptedPipeline)  # noqa: UP006
@@ -134,7 +134,7 @@ class Running:
     optimizers: Optimizers | None = None
 
 
-class PromptedPipeline(VanillaPipeline):
+class PromptedPipeline(ScenePipeline):
     """A nerfacto scene and a frozen diffusion model that is asked about it.
 
     The diffusion model is loaded when training begins: viewing, rendering and evaluating never need it, and

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import os
 import shlex
 import sys
 import time
@@ -489,24 +488,10 @@ class PromptedTrainer(SceneTrainer):
         return f" The run so far is saved: continue with --load-dir {shlex.quote(str(self.base_dir))}"
 
     def save_checkpoint(self, step: int) -> None:
-        """Save as the parent does, but in a way that a kill cannot leave half a checkpoint; one rank does."""
+        """Save as the parent does, and what it cost; one rank does."""
         if not ranks.leads():
             return
-        folder = self.checkpoint_dir
-        # Of several ranks that are parted, each may save what it has, which is the same.
-        self.checkpoint_dir = folder.with_name(f".{folder.name}-unfinished-{ranks.number()}")
-        try:
-            super().save_checkpoint(step)
-            name = f"step-{step:09d}.ckpt"
-            folder.mkdir(parents=True, exist_ok=True)
-            os.replace(self.checkpoint_dir / name, folder / name)
-            self.checkpoint_dir.rmdir()
-        finally:
-            self.checkpoint_dir = folder
+        super().save_checkpoint(step)
         if self._meter is not None:
             evaluations = self.pipeline.unet_evaluations
             write_cost(self.base_dir, self._meter.total(steps=step + 1, unet_evaluations=evaluations))
-        if self.config.save_only_latest_checkpoint:
-            for older in folder.glob("step-*.ckpt"):
-                if older.name < name:
-                    older.unlink(missing_ok=True)

@@ -132,7 +132,33 @@ def _read_config(folder: Path) -> TrainerConfig | None:
             got=problem,
             hint="pass the folder of a run trained with ns-train",
         )
+    _find_paths(config, folder)
     return config
+
+
+def _find_paths(config: TrainerConfig, folder: Path) -> None:
+    """Let relative paths of a run name what they named where it was made, from wherever it is opened.
+
+    Where that was follows from the run's own relative path. So run, data and source can be moved together.
+    """
+    made = config.get_base_dir()
+    if made.is_absolute():
+        return
+    folder = folder.resolve()
+    above = folder.parents[min(len(made.parts), len(folder.parents)) - 1]
+    if above == Path.cwd() or above / made != folder:
+        return
+    pipeline: Any = config.pipeline
+    manager = pipeline.datamanager
+    for owner, name in (
+        (config, "data"),
+        (manager, "data"),
+        (getattr(manager, "dataparser", None), "data"),
+        (pipeline, "source_checkpoint"),
+    ):
+        path = getattr(owner, name, None)
+        if isinstance(path, Path) and path != Path() and (above / path).exists():
+            setattr(owner, name, above / path)
 
 
 def _add_new_settings(config: Any) -> str | None:

@@ -1,9 +1,12 @@
 """The trainer of a scene: checks its input first, and explains what ended it."""
 
+import copy
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
@@ -13,7 +16,9 @@ from rich.text import Text
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from csd_nerf.errors import InputError, exit_on_input_error, memory_explained
+from csd_nerf import ranks
+from csd_nerf.errors import InputError, exit_on_input_error, is_out_of_memory, memory_explained
+from csd_nerf.files import LOCK, hold, remove, write_failed
 from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.model import implementation_of, tcnn_runs_on
 from csd_nerf.nerf.runs import find_run, read_checkpoint
@@ -32,10 +37,34 @@ class SceneTrainerConfig(TrainerConfig):
     _target: Type = field(default_factory=lambda: SceneTrainer)  # noqa: UP006
 
     def set_timestamp(self) -> None:
-        """Check the input; nerfstudio calls this first once the command line is complete."""
+        """Check the input; nerfstudio calls this first once the command line is complete.
+
+        A time that a run has already, as after a clock was set back, gets a number.
+        """
         with exit_on_input_error():
             self.check()
+        self._record_where()
+        by_time = self.timestamp == "{timestamp}"
         super().set_timestamp()
+        if by_time:
+            self.timestamp = free_timestamp(self)
+
+    def _record_where(self) -> None:
+        """Let paths be absolute where the run lies elsewhere: relative ones are found by where it is."""
+        if not self.output_dir.is_absolute() and ".." not in self.output_dir.parts:
+            return
+        manager: Any = self.pipeline.datamanager
+        for owner, name in ((self, "data"), (manager, "data"), (self.pipeline, "source_checkpoint")):
+            path = getattr(owner, name, None)
+            if path is not None and path != Path():
+                setattr(owner, name, path.absolute())
+
+    def save_config(self) -> None:
+        """Keep the run's folder to this process, and write the settings into it."""
+        with exit_on_input_error():
+            folder = self.get_base_dir()
+            hold(folder / LOCK, of=folder, hint="wait for it to end, or choose another --timestamp")
+        super().save_config()
 
     def print_to_terminal(self) -> None:
         """A line for nerfstudio's two hundred, which are those of the config.yml that it saves next."""
@@ -68,6 +97,16 @@ class SceneTrainerConfig(TrainerConfig):
             model.implementation = "torch"
         if device == "cuda" and not tcnn_runs_on(device):
             CONSOLE.print(Text(WITHOUT_TCNN, "bold yellow"), soft_wrap=True)
+
+
+def free_timestamp(config: TrainerConfig) -> str:
+    """The timestamp of a configuration, or with `+2` and so on where a run of that name is there."""
+    settings = copy.copy(config)
+    first, number = config.timestamp.partition("+")[0], 1
+    while settings.get_base_dir().exists():
+        number += 1
+        settings.timestamp = f"{first}+{number}"
+    return settings.timestamp
 
 
 class SceneTrainer(Trainer):
@@ -123,6 +162,31 @@ class SceneTrainer(Trainer):
         if self.grad_scaler.get_scale() < scale:
             self._say_dropped(step)
         return loss.detach(), _detached(losses), _detached(metrics)
+
+    def save_checkpoint(self, step: int) -> None:
+        """Save as the parent does, but whole or not at all, before an older one is removed.
+
+        Raises:
+            InputError: the file system refuses; what was saved before is there.
+        """
+        folder, name = self.checkpoint_dir, f"step-{step:09d}.ckpt"
+        # Of several ranks that are parted, each may save what it has, which is the same.
+        self.checkpoint_dir = folder.with_name(f".{folder.name}-unfinished-{ranks.number()}")
+        try:
+            super().save_checkpoint(step)
+            folder.mkdir(parents=True, exist_ok=True)
+            os.replace(self.checkpoint_dir / name, folder / name)
+        except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
+            if is_out_of_memory(error):
+                raise
+            raise write_failed(folder / name, error) from error
+        finally:
+            remove(self.checkpoint_dir)
+            self.checkpoint_dir = folder
+        if self.config.save_only_latest_checkpoint:
+            for older in folder.glob("step-*.ckpt"):
+                if older.name < name:
+                    older.unlink(missing_ok=True)
 
     def _say_dropped(self, step: int) -> None:
         """Of the steps whose gradient half precision could not hold, say the first."""

@@ -30,7 +30,7 @@ from csd_nerf.nerf.region_box import RegionBox
 from csd_nerf.nerf.runs import Run, adopt, find_run, read_checkpoint
 
 # The config.yml of scenes that were trained before these had a file of their own names them here.
-from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig, check_device  # noqa: F401
+from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig, check_device, free_timestamp  # noqa: F401
 from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.trying import Tried, ViewsToTry
 from csd_nerf.priors.control import check_control
@@ -451,11 +451,7 @@ class EditTrainer(PromptedTrainer):
     def _begin_anew(self) -> None:
         """Step 0 of an edit that has a folder of its own; that of the edit before it stays as it is."""
         config = self.config
-        number = 2
-        first = config.timestamp.partition("+")[0]
-        while (config.get_base_dir().parent / f"{first}+{number}").exists():
-            number += 1
-        config.timestamp = f"{first}+{number}"
+        config.timestamp = free_timestamp(config)
         config.load_checkpoint = config.pipeline.source_checkpoint
         self.base_dir, self.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
         self.base_dir.mkdir(parents=True)

@@ -34,6 +34,8 @@ def read_transforms(file: Path) -> dict[str, Any]:
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         return content
+    if not all(isinstance(frame.get("file_path", ""), str | None) for frame in frames):
+        return content
     content = _without_nulls(content)
     content["frames"] = frames = [_without_nulls(frame) for frame in frames]
     model = content.get("camera_model")
@@ -56,8 +58,8 @@ def read_transforms(file: Path) -> dict[str, Any]:
 
 def missing_photos(folder: Path, frames: list[dict[str, Any]]) -> set[str]:
     """Paths of photos that are not there."""
-    listed = {frame.get("file_path") for frame in frames}
-    return {name for name in listed if isinstance(name, str) and not _is_file(folder / name)}
+    listed = {frame["file_path"] for frame in frames if "file_path" in frame}
+    return {name for name in listed if not _is_file(folder / name)}
 
 
 def _without_nulls(entries: dict[str, Any]) -> dict[str, Any]:

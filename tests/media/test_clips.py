@@ -288,3 +288,56 @@ def test_sound_of_a_rate_that_aac_lacks_is_resampled(rate: int, tmp_path: Path) 
     with av.open(str(tmp_path / "out.mp4")) as container:
         heard = sum(frame.samples / frame.rate for frame in container.decode(audio=0))
     assert heard == pytest.approx(0.5, abs=0.3)
+
+
+def deep(path: Path, codes: np.ndarray, transfer: int) -> None:
+    """A lossless clip of one frame with 16-bit RGB numbers, which says how they are to be seen."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=Fraction(12))
+        stream.height, stream.width = codes.shape[:2]
+        stream.pix_fmt = "gbrp16le"
+        stream.codec_context.color_trc = transfer
+        frame = av.VideoFrame.from_ndarray(codes, format="rgb48le").reformat(format=stream.pix_fmt)
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def anamorphic(path: Path, ratio: str) -> None:
+    """A clip of 144 x 116 pixels that are wider than high by `ratio`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(12), options={"aspect": ratio})
+        stream.height, stream.width, stream.pix_fmt = 116, 144, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((116, 144, 3), 90, np.uint8), format="rgb24")
+        frame.pts = 0
+        container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size"),
+    [("64/45", (116, 205)), ("1/2", (232, 144)), ("1/1", (116, 144)), ("8/1", (116, 144))],
+)
+def test_pixels_become_square(ratio: str, size: tuple[int, int], tmp_path: Path) -> None:
+    anamorphic(tmp_path / "clip.mp4", ratio)
+    clip = read_clip(tmp_path / "clip.mp4")
+    assert (clip.height, clip.width) == size
+    assert {tuple(frame.shape) for frame in clip} == {(3, *size)}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "signal", "seen"),
+    [
+        (16, 0.0, 0.0),
+        (16, 0.5, (92.25 / 203) ** (1 / 2.4)),  # BT.2408's table: 50 % PQ is 92 cd/m2
+        (16, 1.0, 1.0),
+        (18, 0.75, (0.8 + 0.2 * (1 - np.exp(-1.0))) ** (1 / 2.4)),  # 75 % HLG is 203 cd/m2, diffuse white
+        (18, 0.38, (26 / 203) ** (1 / 2.4)),  # an 18 % grey card: 26 cd/m2
+        (1, 0.5, 0.5),
+    ],
+)
+def test_high_dynamic_range_is_tone_mapped(transfer: int, signal: float, seen: float, tmp_path: Path) -> None:
+    codes = np.full((16, 16, 3), round(signal * 65535), np.uint16)
+    deep(tmp_path / "clip.mkv", codes, transfer)
+    (frame,) = read_clip(tmp_path / "clip.mkv")
+    assert torch.allclose(frame, torch.tensor(seen, dtype=torch.float32), atol=0.012)

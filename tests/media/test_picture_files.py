@@ -262,3 +262,28 @@ def test_a_mask_is_white_where_it_shows(mode: str, tmp_path: Path) -> None:
     mask.convert(mode).save(tmp_path / "mask.png")
     white = read_picture(tmp_path / "mask.png").whiteness
     assert torch.equal(white, torch.from_numpy(np.asarray(shown)) / 255)
+
+
+GPANO = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:GPano="http://ns.google.com/photos/1.0/panorama/" '
+    b'GPano:ProjectionType="equirectangular" GPano:FullPanoWidthPixels="128" '
+    b'GPano:CroppedAreaImageWidthPixels="64"><GPano:PoseHeadingDegrees>12.5</GPano:PoseHeadingDegrees>'
+    b"</rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+
+
+@pytest.mark.parametrize("name", ["o.png", "o.jpg", "o.webp", "o.tif", "deep.png"])
+def test_a_sphere_stays_one(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "in.webp", xmp=GPANO)
+    read = read_picture(tmp_path / "in.webp")
+    half = Picture(read.pixels[:, ::2, ::2], bits=16 if name.startswith("deep") else 8, sphere=read.sphere)
+    write_picture(half, tmp_path / name)
+    assert read_picture(tmp_path / name).sphere == {
+        "ProjectionType": "equirectangular",
+        "FullPanoWidthPixels": "64",
+        "CroppedAreaImageWidthPixels": "32",
+        "PoseHeadingDegrees": "12.5",
+    }
+    Image.new("RGB", (64, 32)).save(tmp_path / "flat.png")
+    assert read_picture(tmp_path / "flat.png").sphere is None
