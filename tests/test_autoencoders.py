@@ -145,7 +145,7 @@ def test_all_its_convolutions_run_in_the_order_that_is_fast_on_a_gpu(
     """Pretending that the CPU is one."""
     for module in (parts, latent_prior, latent_diffusion):
         monkeypatch.setattr(module, "memory_format", lambda device: torch.channels_last)
-    prior: Any = load_prior("tiny-instruct", device="cpu")
+    prior: Any = load_prior("tiny-instruct", device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
     seen = []
     for convolution in prior.vae.modules():
         if isinstance(convolution, torch.nn.Conv2d) and convolution.kernel_size != (1, 1):
@@ -194,7 +194,7 @@ def test_another_autoencoder_for_the_prior(folders: dict[str, Path], images: tor
     import diffusers
 
     other = getattr(diffusers, kind).from_pretrained(folders[kind])
-    prior = load_prior("tiny-instruct", device="cpu", vae=str(folders[kind]))
+    prior = load_prior("tiny-instruct", device="cpu", vae=str(folders[kind]), vae_dtype=torch.float32)
     with torch.no_grad():
         encoded = other.encode(images * 2 - 1)
         scaled = encoded.latents if kind == "AutoencoderTiny" else encoded.latent_dist.mode() * 0.5

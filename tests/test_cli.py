@@ -58,7 +58,7 @@ def test_what_is_no_command_is_refused(arguments: tuple[str, ...], capsys: Any) 
         (("--train-steps", "0"), ["--train-steps is too small", "at least 1"]),
         (("--edit-steps", "-3"), ["--edit-steps is too small", "-3"]),
         (("--seed", "-1"), ["--seed is too small"]),
-        (("--output", "a_file"), ["a_file cannot be made"]),
+        (("--output", "a_file"), ["a_file cannot be written", "File exists"]),
         (("--output", "a_folder"), ["a_folder is not a folder of this demo", "notes.txt"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

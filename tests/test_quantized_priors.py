@@ -76,6 +76,6 @@ def test_memory_that_holds_fewer_bits_alone_is_said(folder: Path, monkeypatch: p
     vae = loaded_bytes(Load("vae", folder / "vae", torch.float32))
     monkeypatch.setattr("csd_nerf.priors.memory.free_memory", lambda device: vae + (half + eight) // 2)
     with pytest.raises(InputError, match="choose --pipeline.prior-quantization int8, which takes"):
-        load_prior(str(folder), device="cpu", dtype=torch.bfloat16)
+        load_prior(str(folder), device="cpu", dtype=torch.bfloat16, vae_dtype=torch.float32)
     if "bitsandbytes" in sys.modules:
         load_prior(str(folder), device="cpu", dtype=torch.bfloat16, quantization="int8")

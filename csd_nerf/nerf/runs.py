@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 import re
@@ -141,7 +142,7 @@ def _find_paths(config: TrainerConfig, folder: Path) -> None:
 
     Where that was follows from the run's own relative path. So run, data and source can be moved together.
     """
-    made = config.get_base_dir()
+    made = copy.copy(config).get_base_dir()  # which names what has no name
     if made.is_absolute():
         return
     folder = folder.resolve()

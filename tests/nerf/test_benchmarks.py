@@ -61,7 +61,8 @@ def test_a_gpu_is_measured_by_the_parts_of_a_round(gpu: Any, tmp_path: Path, cap
     out = tmp_path / "figures/gpu.json"
     gpu.main(gpu.Options(device="cpu", small=True, views=(2, 3), rounds=1, out=out))
     report = json.loads(out.read_text())
-    assert [row["views"] for row in report["rows"]] == [2, 3] and report["text_ms"] > 0
+    # Where the autoencoder is run in half precision, once in float32 as well.
+    assert [row["views"] for row in report["rows"]][:2] == [2, 3] and report["text_ms"] > 0
     tiny = METHODS["csd-edit-tiny"]
     for row in report["rows"]:
         times = row["milliseconds"]
@@ -96,7 +97,7 @@ def test_memory_or_time_that_runs_out_is_recorded(gpu: Any, tmp_path: Path, monk
     out = tmp_path / "gpu.json"
     options = gpu.Options(device="cpu", small=True, views=(1, 2, 4), rounds=1, out=out)
     gpu.main(options)
-    one, two, four = json.loads(out.read_text())["rows"]
+    one, two, four = json.loads(out.read_text())["rows"][:3]
     assert one["edit_seconds"] > 0 and not one["out_of_memory"]
     assert two["out_of_memory"] == "decode" and two["edit_seconds"] is None
     assert two["memory_mib"]["encode"] > 0 and "decode" not in two["memory_mib"]
@@ -120,7 +121,7 @@ def test_a_folder_of_full_size_is_that_of_the_hub_in_old_and_new_forms(tmp_path:
         if form in full.HALVED:
             assert float(answers) == pytest.approx(float(first["answers"]), rel=1e-3)
         else:
-            assert answers == first["answers"]
+            assert float(answers) == pytest.approx(float(first["answers"]), rel=1e-5)
     assert not (folder / "unet/diffusion_pytorch_model.safetensors").exists()
 
 
