@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import (
     NerfstudioDataParserConfig,
 )
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import Progress
 from rich.text import Text
 from torch import Tensor
 
@@ -37,6 +40,9 @@ from csd_nerf.nerf.transforms import read_transforms
 
 LENS = ("fl_x", "fl_y", "cx", "cy", "h", "w")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+
+BAR_AFTER = 1.0
+"""Seconds after which a bar shows how many of a capture's files have been looked into."""
 
 _READERS = 8
 """Files that are looked into at once; most of the time goes to waiting for the disk."""
@@ -408,8 +414,15 @@ def _copy(folder: Path, name: str, kind: str, factor: int) -> Path:
 
 
 def _for_all(look: Callable[..., None], paths: Iterable[Path], *sizes: Iterable[Any]) -> None:
-    with ThreadPoolExecutor(_READERS) as pool:
-        list(pool.map(look, paths, *sizes))
+    """Look into files, several at once; on a terminal with a bar, where it takes long."""
+    paths, began = list(paths), time.monotonic()
+    bar = Progress(console=CONSOLE, transient=True)
+    task = bar.add_task(f"Looking into {len(paths)} files", total=len(paths))
+    with ThreadPoolExecutor(_READERS) as pool, ExitStack() as shown:
+        for done, _ in enumerate(pool.map(look, paths, *sizes), start=1):
+            if CONSOLE.is_terminal and not bar.live.is_started and time.monotonic() - began > BAR_AFTER:
+                shown.enter_context(bar)
+            bar.update(task, completed=done)
 
 
 def _check_readable(path: Path) -> None:
