@@ -1,4 +1,4 @@
-"""Cameras of a capture: cut to one shape, corrected, chosen for a step, and an orbit through their midst.
+"""Cameras of a capture: cut to one shape, corrected, chosen for a step, and a turntable past what they see.
 
 Cameras of scenes without a capture are in `csd_nerf.nerf.viewpoints`: random ones about the origin, whose
 sides have names for prompts.
@@ -21,6 +21,12 @@ from csd_nerf.errors import check
 
 PARALLEL = 1e-5
 """Radians between viewing axes up to which they count as parallel; float32 resolves about 1e-7."""
+LARGEST_GAP = 2 * math.pi / 3
+"""Radians about the vertical axis from which no camera looks, up to which a capture is one from all sides."""
+ONE_WAY = math.pi / 6
+"""Radians off their mean direction up to which cameras look one way."""
+FAR = 100.0
+"""Distance, in spreads of the cameras, from which what is looked at lies in the same direction for all."""
 
 
 def replaced(cameras: Cameras, **fields: Any) -> Cameras:
@@ -161,24 +167,21 @@ class CameraSampler:
 
 
 def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) -> Cameras:
-    """A closed orbit around what the capture looks at, at the capture's own height and distance.
+    """A closed way past what the capture shows, where cameras have been: around it, or to and fro before it.
 
     Args:
         cameras: of the capture, (N).
-        frames: number of cameras on the orbit.
+        frames: number of cameras on the way.
         height: of the frames, in pixels.
         width: of the frames, in pixels.
     """
-    positions = cameras.camera_to_worlds[:, :3, 3]
-    target = closest_point(positions, -cameras.camera_to_worlds[:, :3, 2])
-    offset = positions - target
-    level, above = offset[:, :2].norm(dim=1).median(), offset[:, 2].median()
-    around = torch.arange(frames, device=positions.device) * (2 * math.pi / frames)
-    poses = poses_around(
-        target,
-        distance=torch.hypot(level, above).expand(frames),
-        elevation=torch.atan2(above, level).expand(frames),
-        azimuth=torch.atan2(offset[0, 1], offset[0, 0]) + around,
+    positions, forward = cameras.camera_to_worlds[:, :3, 3], -cameras.camera_to_worlds[:, :3, 2]
+    turn = torch.arange(frames, device=positions.device) * (2 * math.pi / frames)
+    looked_at = closest_point(positions, forward)
+    poses = (
+        _circle(positions, looked_at, turn)
+        if _from_all_sides(forward)
+        else _sway(cameras.camera_to_worlds, looked_at, turn)
     )
     fitted = fit_cameras(cameras, height, width)
     return Cameras(
@@ -191,6 +194,78 @@ def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) ->
         height=height,
         camera_type=CameraType.PERSPECTIVE,
     ).to(positions.device)
+
+
+def _from_all_sides(forward: Float[Tensor, "n 3"]) -> bool:
+    """Whether cameras look from all around the vertical axis, and not all nearly one way (down, say)."""
+    azimuths = torch.atan2(forward[:, 1], forward[:, 0]).sort().values
+    gaps = torch.diff(azimuths, append=azimuths[:1] + 2 * math.pi)
+    mean = F.normalize(forward.mean(0), dim=0)
+    one_way = (forward @ mean).quantile(0.1) > math.cos(ONE_WAY)
+    return bool(gaps.max() <= LARGEST_GAP) and not bool(one_way)
+
+
+def _circle(
+    positions: Float[Tensor, "n 3"], target: Float[Tensor, " 3"], turn: Float[Tensor, " frames"]
+) -> Float[Tensor, "frames 3 4"]:
+    """Poses all around what is looked at, at the capture's own height and distance."""
+    offset = positions - target
+    level, above = offset[:, :2].norm(dim=1).median(), offset[:, 2].median()
+    return poses_around(
+        target,
+        distance=torch.hypot(level, above).expand(len(turn)),
+        elevation=torch.atan2(above, level).expand(len(turn)),
+        azimuth=torch.atan2(offset[0, 1], offset[0, 0]) + turn,
+    )
+
+
+def _sway(
+    poses: Float[Tensor, "n 3 4"], looked_at: Float[Tensor, " 3"], turn: Float[Tensor, " frames"]
+) -> Float[Tensor, "frames 3 4"]:
+    """Poses along an ellipse among the cameras, as wide and as high as most of them are spread.
+
+    They look at one point, at the angles about it that cameras have: where axes meet, or, of axes that do
+    not, far away in their common direction.
+    """
+    positions, forward = poses[:, :, 3], -poses[:, :, 2]
+    middle, mean = positions.mean(0), F.normalize(forward.mean(0), dim=0)
+    target = looked_at if _meet(positions, forward, looked_at) else middle + FAR * _spread(positions) * mean
+    offset = positions - target
+    # In axes of their own, z up in pictures and x from the target to their midst, angles stay off the poles.
+    back = F.normalize(F.normalize(offset, dim=1).mean(0), dim=0)
+    up = poses[(forward @ mean).argmax(), :, 1]
+    up = F.normalize(up - (up @ back) * back, dim=0)
+    axes = torch.stack([back, torch.linalg.cross(up, back), up], dim=1)
+    ahead, aside, above = (offset @ axes).unbind(1)
+    azimuth, azimuth_range = _most_of(torch.atan2(aside, ahead))
+    elevation, elevation_range = _most_of(torch.atan2(above, torch.hypot(ahead, aside)))
+    swayed = poses_around(
+        torch.zeros_like(target),
+        distance=offset.norm(dim=1).median().expand(len(turn)),
+        elevation=elevation + elevation_range * turn.cos(),
+        azimuth=azimuth + azimuth_range * turn.sin(),
+    )
+    moved = axes @ swayed
+    moved[:, :, 3] += target
+    return moved
+
+
+def _meet(positions: Float[Tensor, "n 3"], forward: Float[Tensor, "n 3"], point: Float[Tensor, " 3"]) -> bool:
+    """Whether viewing axes meet at a point before the cameras: there they are closer than the cameras are."""
+    to_point = point - positions
+    depths = (to_point * forward).sum(1)
+    past = (to_point - depths[:, None] * forward).square().sum(1).mean().sqrt()
+    return bool(depths.quantile(0.1) > 0) and bool(past < _spread(positions) / 2)
+
+
+def _spread(positions: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
+    return (positions - positions.mean(0)).square().sum(1).mean().sqrt()
+
+
+def _most_of(values: Float[Tensor, " n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Middle and half width of the range that four of five values are in."""
+    low, high = values.quantile(0.1), values.quantile(0.9)
+    return (low + high) / 2, (high - low) / 2
 
 
 def poses_around(

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -92,6 +95,84 @@ def test_turntable_looks_at_what_the_capture_looks_at() -> None:
     distances = positions.norm(dim=1)
     torch.testing.assert_close(distances, torch.full((8,), (4 + 0.25) ** 0.5), atol=1e-3, rtol=0)
     torch.testing.assert_close(positions + forward * distances[:, None], torch.zeros(8, 3), atol=1e-3, rtol=0)
+
+
+def posed(eyes: torch.Tensor, towards: torch.Tensor, up: torch.Tensor) -> Cameras:
+    """Cameras (N) at `eyes` that look along `towards`."""
+    back = torch.nn.functional.normalize(-towards, dim=1)
+    right = torch.nn.functional.normalize(torch.linalg.cross(up.expand_as(back), back), dim=1)
+    poses = torch.stack([right, torch.linalg.cross(back, right), back, eyes], -1)
+    return replaced(ring(len(eyes)), camera_to_worlds=poses)
+
+
+def wall(jitter: float, generator: torch.Generator) -> Cameras:
+    """A grid of cameras that all look along +x, give or take."""
+    y, z = torch.meshgrid(torch.linspace(-1, 1, 6), torch.linspace(-0.4, 0.4, 4), indexing="ij")
+    eyes = torch.stack([torch.zeros(24), y.flatten(), z.flatten()], 1)
+    off = jitter * torch.randn(24, 3, generator=generator)
+    return posed(eyes, torch.tensor([1.0, 0, 0]) + off, torch.tensor([0.0, 0, 1]))
+
+
+def arc(degrees: float, generator: torch.Generator) -> Cameras:
+    """Cameras about a face: an arc of radius 2 at three heights, with hands that shake."""
+    angles = torch.linspace(-degrees / 2, degrees / 2, 30).deg2rad()
+    heights = torch.tensor([-0.4, 0.0, 0.4]).repeat(10)
+    eyes = torch.stack([2 * angles.cos(), 2 * angles.sin(), heights], 1)
+    shaken = 0.05 * torch.randn(30, 3, generator=generator)
+    return posed(eyes, -eyes + shaken, torch.tensor([0.0, 0, 1]))
+
+
+def from_above(jitter: float, generator: torch.Generator) -> Cameras:
+    """A drone's: a grid of cameras that all look down, give or take."""
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 5), indexing="ij")
+    eyes = torch.stack([x.flatten(), y.flatten(), torch.ones(25)], 1)
+    off = jitter * torch.randn(25, 3, generator=generator)
+    return posed(eyes, torch.tensor([0.0, 0, -1]) + off, torch.tensor([0.0, 1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("capture", "extent"),
+    [
+        (partial(wall, 0.0), 2.0),
+        (partial(wall, 0.001), 2.0),
+        (partial(wall, 0.1), 2.0),
+        (partial(arc, 40), 1.3),
+        (partial(arc, 180), 4.0),
+        (partial(arc, 230), 4.0),
+        (partial(from_above, 0.0), 2.0),
+        (partial(from_above, 0.05), 2.0),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_before_what_has_one_side_a_turntable_sways(
+    capture: Callable[[torch.Generator], Cameras], extent: float, seed: int
+) -> None:
+    """It goes to and fro past most of the cameras, never far from one that looks the same way."""
+    cameras = capture(torch.Generator().manual_seed(seed))
+    poses = turntable_cameras(cameras, frames=40, height=20, width=30).camera_to_worlds
+    places, forward = poses[:, :, 3], -poses[:, :, 2]
+    apart = torch.cdist(places, cameras.camera_to_worlds[:, :3, 3])
+    same_way = forward @ -cameras.camera_to_worlds[:, :3, 2].T
+    near = apart.min(1)
+    assert near.values.max() < 0.45
+    assert same_way.max(1).values.min() > math.cos(math.radians(12))
+    assert same_way.gather(1, near.indices[:, None]).min() > math.cos(math.radians(30))
+    swept = (places.amax(0) - places.amin(0)).max()
+    assert 0.6 * extent < swept < 1.05 * extent
+    steps = (places - places.roll(1, 0)).norm(dim=1)
+    assert steps.max() < 0.3 * extent  # closed, and without a leap
+    ups = poses[:, :, 1] @ cameras.camera_to_worlds[0, :3, 1]
+    assert ups.min() > 0.8  # upright
+
+
+def test_around_what_is_seen_from_all_sides_a_turntable_goes_round() -> None:
+    for height in (0.1, 0.5, 3.0):
+        cameras = replaced(ring(7))
+        eyes = cameras.camera_to_worlds[:, :3, 3].clone()
+        eyes[:, 2] = height
+        turntable = turntable_cameras(posed(eyes, -eyes, torch.tensor([0.0, 0, 1])), 12, 20, 30)
+        azimuths = torch.atan2(*turntable.camera_to_worlds[:, [1, 0], 3].T).sort().values
+        torch.testing.assert_close(torch.diff(azimuths), torch.full((11,), torch.pi / 6), atol=1e-3, rtol=0)
 
 
 def test_replaced_changes_what_is_named_and_nothing_else() -> None:

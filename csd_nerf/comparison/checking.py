@@ -19,7 +19,7 @@ from csd_nerf.comparison.given import check_given, check_scene, known_descriptio
 from csd_nerf.comparison.options import CompareOptions
 from csd_nerf.demo.demo_command import LEAST_FRAMES
 from csd_nerf.errors import InputError, check, check_at_least, option
-from csd_nerf.nerf.captures import check_dataset
+from csd_nerf.nerf.captures import check_capture, check_dataset
 from csd_nerf.nerf.evaluate_command import LEAST_SIZE
 from csd_nerf.nerf.runs import find_run
 from csd_nerf.priors.folder import flow_pipeline, is_image_conditioned
@@ -203,12 +203,14 @@ def _check_method(
 
 
 def _check_data(data: Path | None, source: Path | None) -> None:
+    """See that there is a dataset: for the scene that is to be trained, or as the trained one reads it."""
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-    if data is not None:
-        check_dataset(data, NerfstudioDataParserConfig(), at_least=LEAST_FRAMES)
-    elif source is not None:
+    if source is not None:
         config: Any = find_run(source).config
         manager = None if config is None else config.pipeline.datamanager
-        dataset = manager and (config.data or manager.data or manager.dataparser.data)
-        check_dataset(dataset, manager.dataparser if manager else NerfstudioDataParserConfig())
+        dataset = data or (manager and (config.data or manager.data or manager.dataparser.data))
+        dataparser = manager.dataparser if manager else NerfstudioDataParserConfig()
+        check_dataset(dataset, dataparser, 1 if data is None else LEAST_FRAMES)
+    elif data is not None:
+        check_capture(data, LEAST_FRAMES)

@@ -10,7 +10,7 @@ from pathlib import Path
 from csd_nerf.comparison.budget import PER_VIEW, Bought, method_config, needs_descriptions, spend
 from csd_nerf.comparison.compare_settings import Budget, CompareSettings, Instruction
 from csd_nerf.demo.demo_settings import FULL, DemoSettings
-from csd_nerf.demo.stages import SCENE_RUN, NerfstudioStage, RenderScene, Stage, TrainScene
+from csd_nerf.demo.stages import SCENE_RUN, NerfstudioStage, Stage, training_stages
 from csd_nerf.nerf.cost import read_cost
 
 EVALUATION = "evaluation.json"
@@ -148,9 +148,7 @@ def scene_stages(folder: Path, settings: CompareSettings) -> list[Stage]:
     """The stages that make the scene, as `csd-nerf demo` makes it; none where it is there."""
     if settings.measures.source is not None:
         return []
-    scene = _demo_settings(settings)
-    train = TrainScene(folder, scene)
-    return [train] if scene.data is not None else [RenderScene(folder, scene), train]
+    return training_stages(folder, _demo_settings(settings))
 
 
 def jobs_of(folder: Path, settings: CompareSettings, given: dict[Path, tuple[Instruction, str]]) -> list[Job]:

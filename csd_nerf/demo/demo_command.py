@@ -32,8 +32,8 @@ class Demo:
     output: Path = Path("csd-nerf-demo")
     """Folder for everything: the page (index.html), pictures, video, commands, runs and logs."""
     data: Path | None = None
-    """A captured scene in nerfstudio's format, as `ns-process-data` makes it. Without it a still life is
-    rendered."""
+    """A captured scene in nerfstudio's format, as `ns-process-data` makes it, or a folder of COLMAP,
+    LLFF with a COLMAP model, Blender, instant-ngp or Record3D. Without it a still life is rendered."""
     prompt: str = DEFAULT_PROMPT
     """What to change. The bundled prior knows a few instructions only: its model card lists them."""
     prior: str = "tiny-instruct"
@@ -129,12 +129,11 @@ def defaults() -> dict[str, Any]:
 
 def _checked_data(data: Path) -> Path:
     import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imported before it
-    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-    from csd_nerf.nerf.captures import check_dataset
+    from csd_nerf.nerf.captures import check_capture
 
     data = data.expanduser().resolve()
-    check_dataset(data, NerfstudioDataParserConfig(), at_least=LEAST_FRAMES)
+    check_capture(data, at_least=LEAST_FRAMES)
     return data
 
 

@@ -31,7 +31,7 @@ class PictureOptions:
     turntable_size: int = 160
     """Short side, in pixels, of each of the two pictures in the video."""
     turntable_frames: int = 48
-    """Frames of the video, once around."""
+    """Frames of the video: once around, or to and fro before a capture of one side."""
     frames_per_second: int = 10
     """Of the video."""
     known_edits: bool = False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.demo.demo_settings import DemoSettings, Sizes
+from csd_nerf.nerf.formats import RECORD3D, Format, format_of
 
 # Relative to the demo's folder, so that it can be moved and still be opened.
 SCENE = "scene"
@@ -88,6 +89,28 @@ class RenderScene(Stage):
         return (self.folder / SCENE / "transforms.json").exists()
 
 
+class ReadRecord3D(Stage):
+    """Reads the cameras of a Record3D export, which nerfstudio has no dataparser for."""
+
+    key = "scene"
+    unit = "export"
+
+    @property
+    def title(self) -> str:
+        return "Read the Record3D export"
+
+    @property
+    def total(self) -> int:
+        return 1
+
+    def command(self) -> list[str]:
+        data = ["--data", str(self.settings.data)]
+        return [*_python("csd_nerf.nerf.record3d"), *data, "--output", SCENE]
+
+    def finished(self) -> bool:
+        return (self.folder / SCENE / "transforms.json").exists()
+
+
 class NerfstudioStage(Stage):
     """A run of `ns-train`, always in the same run folder."""
 
@@ -141,9 +164,11 @@ class TrainScene(NerfstudioStage):
         return self._command(["--load-checkpoint", checkpoint], self.total - done), done
 
     def _command(self, start: list[str], steps: int) -> list[str]:
-        data = ["--data", self.settings.data or SCENE]
-        head = ["ns-train", "csd-nerfacto-tiny", *data, *start, "--max-num-iterations", str(steps)]
-        return [*head, *self.sizes.train_arguments, *self.output_options()]
+        found = _format(self.settings)
+        data = SCENE if self.settings.data is None or found is RECORD3D else self.settings.data
+        head = ["ns-train", "csd-nerfacto-tiny", "--data", data, *start, "--max-num-iterations", str(steps)]
+        words = found.words if found else ()  # of a dataparser, which end the command
+        return [*head, *self.sizes.train_arguments, *self.output_options(), *words]
 
 
 class EditScene(NerfstudioStage):
@@ -206,11 +231,20 @@ class DrawPictures(Stage):
 
 
 def stages_of(folder: Path, settings: DemoSettings) -> list[Stage]:
-    """The stages in order; a scene of the user's own needs no rendering."""
-    kinds: list[type[Stage]] = [TrainScene, EditScene, DrawPictures]
+    """The stages in order."""
+    return [*training_stages(folder, settings), EditScene(folder, settings), DrawPictures(folder, settings)]
+
+
+def training_stages(folder: Path, settings: DemoSettings) -> list[Stage]:
+    """The stages that end with a trained scene; one of the user's own needs no rendering."""
+    train = TrainScene(folder, settings)
     if settings.data is None:
-        kinds.insert(0, RenderScene)
-    return [kind(folder, settings) for kind in kinds]
+        return [RenderScene(folder, settings), train]
+    return [ReadRecord3D(folder, settings), train] if _format(settings) is RECORD3D else [train]
+
+
+def _format(settings: DemoSettings) -> Format | None:
+    return None if settings.data is None else format_of(Path(settings.data))
 
 
 def _python(module: str) -> list[str]:

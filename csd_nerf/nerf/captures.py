@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import (
@@ -17,9 +21,12 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import (
     NerfstudioDataParserConfig,
 )
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import Progress
 from rich.text import Text
+from torch import Tensor
 
 from csd_nerf.errors import InputError, check
+from csd_nerf.nerf.formats import RECORD3D, Format, format_of, read_split
 from csd_nerf.nerf.photos import (
     check_mask_shape,
     check_mode,
@@ -28,10 +35,14 @@ from csd_nerf.nerf.photos import (
     opened,
     seen_by_camera,
 )
+from csd_nerf.nerf.record3d import photos_of
 from csd_nerf.nerf.transforms import read_transforms
 
 LENS = ("fl_x", "fl_y", "cx", "cy", "h", "w")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+
+BAR_AFTER = 1.0
+"""Seconds after which a bar shows how many of a capture's files have been looked into."""
 
 _READERS = 8
 """Files that are looked into at once; most of the time goes to waiting for the disk."""
@@ -66,16 +77,13 @@ def check_dataset(
     file = data if data.suffix == ".json" else data / "transforms.json"
     if not file.exists():
         got = "no such folder" if not data.exists() else f"{data} without transforms.json"
+        found = format_of(data)
         raise InputError(
-            f"there is no dataset at {data}", expected=str(file), got=got, hint=how_to_read(data) or hint
+            f"there is no dataset at {data}", expected=str(file), got=got, hint=found.hint if found else hint
         )
     content = _read(file)
     frames = content["frames"]
-    if left_out := content.get("left_out"):
-        words = (
-            f"{len(left_out)} of {len(frames) + len(left_out)} photos that {file} lists are missing, such as "
-        )
-        CONSOLE.print(Text(f"{words}{left_out[0]}: going on without.", "bold yellow"), soft_wrap=True)
+    _say_left_out(file, content)
     _check_frames(file, frames, at_least)
     _check_lenses(file, content)
     for entry, kind in (("mask_path", "mask"), ("depth_file_path", "depth picture")):
@@ -87,28 +95,76 @@ def check_dataset(
     _check_files(file, content, dataparser)
 
 
-def how_to_read(folder: Path) -> str | None:
-    """What to do with a folder of another format than nerfstudio's; None for one that is not recognised.
+def check_capture(data: Path, at_least: int) -> None:
+    """See that a capture of any format that is recognised can be trained on, by the words of that format.
 
     Args:
-        folder: with COLMAP's, Blender's, LLFF's or Record3D's files in it.
+        data: its folder, or its transforms.json.
+        at_least: how many photos it must have.
+
+    Raises:
+        InputError: see `check_dataset` and `photos_of`; a capture that the dataparser of its format cannot
+            read, or whose photos cannot be read or do not fit their cameras.
     """
-    for model in ("colmap/sparse/0", "sparse/0", "sparse", "0"):
-        if any((folder / model / f"cameras.{ending}").exists() for ending in ("bin", "txt")):
-            return f"this is a COLMAP model: end the command with `colmap --colmap-path {model}`"
-    if (folder / "transforms_train.json").exists():
-        return "these are Blender's pictures: end the command with `blender-data`"
-    if (folder / "poses_bounds.npy").exists():
-        return (
-            "this is LLFF's format, without a COLMAP model beside it: run `ns-process-data images --data "
-            "IMAGES --output-dir SCENE` on its pictures and pass `--data SCENE`"
-        )
-    if (folder / "EXR_RGBD").exists() or (folder / "metadata.json").exists():
-        return (
-            "this is an export of Record3D: run `ns-process-data record3d --data EXPORT --output-dir SCENE` "
-            "and pass `--data SCENE`"
-        )
-    return None
+    found = format_of(data)
+    if found is RECORD3D:
+        _for_all(_check_readable, photos_of(data, at_least).values())
+    elif found is None or found.parser is None:
+        check_dataset(data, NerfstudioDataParserConfig(), at_least)
+    else:
+        _check_parsed(data, found, at_least)
+
+
+def _check_parsed(data: Path, found: Format, at_least: int) -> None:
+    """Let nerfstudio's dataparser read the cameras of all splits, and look into their photos."""
+    config: Any = found.dataparser(data)
+    if hasattr(config, "load_3D_points"):
+        config.load_3D_points = False  # which take long, and are not looked at
+    file = data if data.suffix == ".json" else data / "transforms.json"
+    if file.exists():
+        content = _read(file)
+        _say_left_out(file, content)
+        _check_frames(file, content["frames"], at_least)
+        _check_listed(file, [frame["file_path"] for frame in content["frames"]], "images")
+    sizes: dict[Path, tuple[int, int]] = {}
+    poses: dict[Path, Tensor] = {}
+    try:
+        for split in ("train", "val"):
+            outputs = read_split(config.setup(), split)
+            sides = torch.cat([outputs.cameras.width, outputs.cameras.height], -1).tolist()
+            sizes |= dict(zip(outputs.image_filenames, map(tuple, sides), strict=True))
+            poses |= dict(zip(outputs.image_filenames, outputs.cameras.camera_to_worlds, strict=True))
+    except (AssertionError, OSError, LookupError, ValueError, TypeError, RuntimeError, struct.error) as error:
+        raise InputError(
+            f"{data} cannot be read",
+            expected=f"{found.name}, as `{' '.join(found.words)}` reads it",
+            got=" ".join(str(error).split())[:200] or type(error).__name__,
+            hint="correct it, or run `ns-process-data` on the photos and pass what that makes",
+        ) from error
+    check(
+        len(sizes) >= at_least,
+        f"{data} has too few photos",
+        expected=f"at least {at_least}",
+        got=f"{len(sizes)}",
+        hint="capture more photos, from all around",
+    )
+    unusable = [path for path, pose in poses.items() if not pose.isfinite().all()]
+    check(
+        not unusable,
+        f"{len(unusable)} of {len(poses)} poses of {data} cannot be used",
+        expected="finite numbers, from several places",
+        got=f"numbers that are not finite, such as those of {unusable[0]}" if unusable else "",
+        hint="take these photos out of it, or run `ns-process-data` on the photos and pass what that makes",
+    )
+    _for_all(_check_photo, sizes.keys(), sizes.values())
+
+
+def _say_left_out(file: Path, content: dict[str, Any]) -> None:
+    left_out = content.get("left_out")
+    if left_out:
+        listed = len(content["frames"]) + len(left_out)
+        words = f"{len(left_out)} of {listed} photos that {file} lists are missing, such as {left_out[0]}"
+        CONSOLE.print(Text(f"{words}: going on without.", "bold yellow"), soft_wrap=True)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -169,14 +225,12 @@ def _check_lenses(file: Path, content: dict[str, Any]) -> None:
     needed = set(LENS) - content.keys()
     without_lens = [frame for frame in frames if needed - frame.keys()]
     if without_lens:
-        angle = "camera_angle_x" in content
+        found = format_of(file)
         raise InputError(
             f"{file} has frames without a lens",
             expected="fl_x, fl_y, cx, cy, w and h, in pixels, for all frames at once or in each",
             got=f"no {', '.join(sorted(needed - without_lens[0].keys()))} in {len(without_lens)} frames",
-            hint="this looks like instant-ngp's format: end the command with `instant-ngp-data`"
-            if angle
-            else "run `ns-process-data` again",
+            hint=found.hint if found else "run `ns-process-data` again",
         )
     for holder in (content, *frames):
         for name in LENS + DISTORTION:
@@ -359,9 +413,22 @@ def _copy(folder: Path, name: str, kind: str, factor: int) -> Path:
     return folder / f"{kind}_{factor}" / Path(name).name if factor > 1 else folder / name
 
 
-def _for_all(look: Callable[[Path, Any], None], paths: Iterable[Path], sizes: Iterable[Any]) -> None:
-    with ThreadPoolExecutor(_READERS) as pool:
-        list(pool.map(look, paths, sizes))
+def _for_all(look: Callable[..., None], paths: Iterable[Path], *sizes: Iterable[Any]) -> None:
+    """Look into files, several at once; on a terminal with a bar, where it takes long."""
+    paths, began = list(paths), time.monotonic()
+    bar = Progress(console=CONSOLE, transient=True)
+    task = bar.add_task(f"Looking into {len(paths)} files", total=len(paths))
+    with ThreadPoolExecutor(_READERS) as pool, ExitStack() as shown:
+        for done, _ in enumerate(pool.map(look, paths, *sizes), start=1):
+            if CONSOLE.is_terminal and not bar.live.is_started and time.monotonic() - began > BAR_AFTER:
+                shown.enter_context(bar)
+            bar.update(task, completed=done)
+
+
+def _check_readable(path: Path) -> None:
+    with opened(path) as photo:
+        check_mode(photo, path)
+        check_whole(photo, path)
 
 
 def _check_photo(path: Path, size: tuple[int, int]) -> None:

@@ -16,6 +16,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 from csd_nerf.cameras import fit_cameras, fit_photo
+from csd_nerf.nerf.formats import read_split
 from csd_nerf.nerf.photos import PhotoDataset
 from csd_nerf.nerf.transforms import read_transforms
 from csd_nerf.pixel_rays import PixelRays
@@ -44,6 +45,11 @@ class SceneDataManager(VanillaDataManager[PhotoDataset]):
         """The training split at the reduced size."""
         self._reduce(self.train_dataparser_outputs.cameras)
         return super().create_train_dataset()
+
+    def create_eval_dataset(self) -> PhotoDataset:
+        """The evaluation split at the same size."""
+        outputs = read_split(self.dataparser, self.test_split)
+        return self.dataset_type(outputs, scale_factor=self.config.camera_res_scale_factor)
 
     def setup_train(self) -> None:
         """Read the photos, and solve for the lens of the cameras."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -15,8 +16,10 @@ import torch
 from nerf_runs import make_config, run
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
+from rich.console import Console
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf import captures
 from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.datamanager import SceneDataManagerConfig
 from csd_nerf.nerf.photos import PhotoDataset
@@ -383,6 +386,20 @@ def test_other_formats_are_recognised(files: list[str], words: str, tmp_path: Pa
     with pytest.raises(InputError) as refused:
         check_dataset(tmp_path, NerfstudioDataParserConfig())
     assert words in refused.value.hint
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, True), (3600.0, False)])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_look_is_shown_on_a_terminal(
+    seconds: float, shown: bool, terminal: bool, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal)
+    monkeypatch.setattr(captures, "CONSOLE", console)
+    monkeypatch.setattr(captures, "BAR_AFTER", seconds)
+    check_dataset(dataset, NerfstudioDataParserConfig())
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("Looking into 12 files" in printed) == (shown and terminal)
+    assert printed == "" or terminal
 
 
 def test_instant_ngp_without_its_word(changed: Callable[[Fault], Path]) -> None:
