@@ -96,15 +96,27 @@ def descend(
                 if number < len(batches):
                     yield Done(step, number / len(batches), statistics)
         except NonFiniteResidual as error:
-            skipped += 1
-            if skipped == NON_FINITE_STEPS_IN_A_ROW:
-                raise InputError(
-                    f"{skipped} steps in a row had no finite gradient",
-                    expected="numbers that can be followed",
-                    got=str(error),
-                    hint="use --precision float32, or a lower text guidance",
-                ) from error
+            skipped = one_more_skipped(skipped, error)
         else:
             skipped = 0
             canvas.latents -= descent.rate(step) * change
         yield Done(step + 1, 0.0, statistics)
+
+
+def one_more_skipped(before: int, error: NonFiniteResidual) -> int:
+    """How many steps in a row have had no finite gradient, with the one of this error.
+
+    Args:
+        before: as many before it.
+
+    Raises:
+        InputError: they are five.
+    """
+    if before + 1 == NON_FINITE_STEPS_IN_A_ROW:
+        raise InputError(
+            f"{before + 1} steps in a row had no finite gradient",
+            expected="numbers that can be followed",
+            got=str(error),
+            hint="use --precision float32, or a lower text guidance",
+        ) from error
+    return before + 1

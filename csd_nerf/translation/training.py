@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation import NonFiniteResidual, Objective
-from csd_nerf.editors.loop import NON_FINITE_STEPS_IN_A_ROW
+from csd_nerf.editors.loop import one_more_skipped
 from csd_nerf.editors.observer import Observer, Work
-from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
 from csd_nerf.seeds import step_seed
 from csd_nerf.translation.crops import Crops
@@ -102,14 +101,7 @@ def train_translator(
                 generator=generator,
             )
         except NonFiniteResidual as error:
-            skipped += 1
-            if skipped == NON_FINITE_STEPS_IN_A_ROW:
-                raise InputError(
-                    f"{skipped} steps in a row had no finite gradient",
-                    expected="numbers that can be followed",
-                    got=str(error),
-                    hint="use --precision float32, or a lower text guidance",
-                ) from error
+            skipped = one_more_skipped(skipped, error)
         else:
             skipped = 0
             learner.descend(loss, step, settings.descent().rate(step))
