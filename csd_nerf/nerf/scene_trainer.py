@@ -147,10 +147,22 @@ class SceneTrainer(Trainer):
 
     def train(self) -> None:
         """Train; too little memory ends the program with a message."""
-        with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
-            super().train()
+        try:
+            with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
+                super().train()
+        finally:
+            self._end_drawing_for_viewers()
         if self._dropped > 1:
             CONSOLE.print(f"{self._dropped} steps were dropped, for the same reason as the first.")
+
+    def _end_drawing_for_viewers(self) -> None:
+        """Wait for the threads that draw for open tabs: one that still computes when the program ends would
+        abort it, with all done and saved, and an exit status that says otherwise."""
+        drawing = list(getattr(self.viewer_state, "render_statemachines", {}).values())
+        for thread in drawing:
+            thread.running = False
+        for thread in drawing:
+            thread.join()
 
     def train_iteration(self, step: int) -> Any:
         """The parent's step; what it returns is for the log, and holds nothing of the step.

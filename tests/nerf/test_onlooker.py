@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,3 +98,22 @@ def test_an_edit_is_the_same_when_somebody_looks(
     for name, value in weights[0].items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, weights[1][name]), name
+
+
+def test_what_draws_for_a_tab_has_ended_when_training_has() -> None:
+    """A thread that still computes when the program ends would abort it."""
+
+    class Drawing(threading.Thread):
+        running = True
+
+        def run(self) -> None:
+            while self.running:
+                time.sleep(0.01)
+
+    threads = {number: Drawing(daemon=True) for number in range(2)}
+    for thread in threads.values():
+        thread.start()
+    trainer: Any = object.__new__(PromptedTrainer)
+    trainer.viewer_state = SimpleNamespace(render_statemachines=threads)
+    trainer._end_drawing_for_viewers()
+    assert not any(thread.is_alive() for thread in threads.values())
