@@ -230,7 +230,7 @@ def interrupted(options: Options) -> dict[str, Any]:
             )
             while "Step (% Done)" not in log.read_text() and process.poll() is None:
                 time.sleep(0.05)
-            time.sleep(random.SystemRandom().uniform(0, took / 3))
+            time.sleep(random.SystemRandom().uniform(0, took / 5))
             process.send_signal(signal.SIGINT)
             status = process.wait()
         folder = _folder(options, name)

@@ -71,7 +71,7 @@ class Session:
                 break
             except playwright.Error:
                 self.page.wait_for_timeout(500)
-        self.page.set_default_timeout(30 * SECONDS)
+        self.page.set_default_timeout(90 * SECONDS)  # beside other programs, too
 
     def button(self, label: str) -> Any:
         return self.page.get_by_role("button", name=label, exact=True)
