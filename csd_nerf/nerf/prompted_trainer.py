@@ -280,6 +280,7 @@ class PromptedTrainer(SceneTrainer):
         if remaining <= 0 or self._time_is_up():
             more = "--max-num-iterations" if remaining <= 0 else "--max-minutes"
             CONSOLE.print(f"All steps of this run are done (more: {more}). Drawing its pictures.")
+            self.save_checkpoint(self._start_step - 1)  # where it is not the folder that was loaded
             for callback in self.callbacks:
                 callback.run_callback_at_location(self._start_step - 1, TrainingCallbackLocation.AFTER_TRAIN)
             return

@@ -130,6 +130,15 @@ def test_a_killed_edit_resumes_to_the_same_scene_and_pictures(method: str, small
     assert pipeline.unet_evaluations == whole.unet_evaluations
 
 
+def test_gone_on_with_after_its_end_it_is_a_whole_run_again(small: Make) -> None:
+    ended = run(small("csd-edit", max_num_iterations=4))
+    again = run(small("csd-edit", load_dir=ended.base_dir, prompt=None, timestamp="on", max_num_iterations=4))
+    states = [torch.load(find_run(of.base_dir).checkpoint)["pipeline"] for of in (ended, again)]
+    assert states[0].keys() == states[1].keys()
+    weights = [name for name, value in states[0].items() if isinstance(value, torch.Tensor)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in weights)
+
+
 @pytest.mark.parametrize(("method", "each"), PER_ROUND.items())
 def test_unet_evaluations_are_counted_and_saved(method: str, each: int, small: Make) -> None:
     trainer = run(small(method, max_num_iterations=5))
