@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from csd_nerf.priors.attention import recorded_joint_attention
 from csd_nerf.priors.base import GuidedBy, NoiseSchedule, Text
@@ -176,3 +177,22 @@ class FlowTransformer(LatentPrior):
 
 _TIMESTEPS = 1000
 """Of the schedule; the transformers take any time between."""
+
+
+class ShiftedLatents(FlowTransformer):
+    """A transformer on the latents of an autoencoder like FLUX.1's.
+
+    Args:
+        parts: of `FlowTransformer`; the VAE is an `AutoencoderKL` whose latents are shifted and scaled.
+    """
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._scale = float(self.vae.config["scaling_factor"])
+        self._shift = float(self.vae.config["shift_factor"] or 0)
+
+    def _scaled(self, encoded: Float[Tensor, "n _ _ _"]) -> Float[Tensor, "n c h w"]:
+        return functional.pixel_unshuffle((encoded - self._shift) * self._scale, PATCH)
+
+    def _unscaled(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n _ _ _"]:
+        return functional.pixel_shuffle(latents, PATCH) / self._scale + self._shift

@@ -8,19 +8,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from csd_nerf.priors.base import Text, TextParts
-from csd_nerf.priors.flow_transformer import FlowTransformer
-from csd_nerf.priors.folder import PATCH
+from csd_nerf.priors.flow_transformer import ShiftedLatents
 
 
-class FluxKontext(FlowTransformer):
+class FluxKontext(ShiftedLatents):
     """FLUX.1's transformer, told the prompt as words by T5 and as a whole by CLIP.
 
     Args:
-        parts: of `FlowTransformer`; the VAE is an `AutoencoderKL` whose latents are shifted and scaled, and
-            `load_text` gives CLIP and T5.
+        parts: of `ShiftedLatents`; `load_text` gives CLIP and T5.
 
     Attributes:
         told_guidance: what a transformer that takes its guidance as a number is told: that of the model's own
@@ -28,17 +25,6 @@ class FluxKontext(FlowTransformer):
     """
 
     told_guidance = 2.5
-
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
-        self._scale = float(self.vae.config["scaling_factor"])
-        self._shift = float(self.vae.config["shift_factor"] or 0)
-
-    def _scaled(self, encoded: Float[Tensor, "n _ _ _"]) -> Float[Tensor, "n c h w"]:
-        return functional.pixel_unshuffle((encoded - self._shift) * self._scale, PATCH)
-
-    def _unscaled(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n _ _ _"]:
-        return functional.pixel_shuffle(latents, PATCH) / self._scale + self._shift
 
     def _encode_text(self, prompts: list[str]) -> TextParts:
         (clip_tokenizer, clip), (t5_tokenizer, t5) = self._load_text()

@@ -9,31 +9,19 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from csd_nerf.priors.base import Text
-from csd_nerf.priors.folder import PATCH
+from csd_nerf.priors.flow_transformer import ShiftedLatents
 from csd_nerf.priors.latent_prior import log
 from csd_nerf.priors.picture_reader import PictureReader, words_and_mask
 
 
-class LongCatImageEdit(PictureReader):
+class LongCatImageEdit(ShiftedLatents, PictureReader):
     """A transformer like FLUX.1's, told the prompt by Qwen2.5-VL alone.
 
     Args:
-        parts: of `PictureReader`; the VAE is an `AutoencoderKL` whose latents are shifted and scaled.
+        parts: of `ShiftedLatents` and `PictureReader`.
     """
-
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
-        self._scale = float(self.vae.config["scaling_factor"])
-        self._shift = float(self.vae.config["shift_factor"] or 0)
-
-    def _scaled(self, encoded: Float[Tensor, "n _ _ _"]) -> Float[Tensor, "n c h w"]:
-        return functional.pixel_unshuffle((encoded - self._shift) * self._scale, PATCH)
-
-    def _unscaled(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n _ _ _"]:
-        return functional.pixel_shuffle(latents, PATCH) / self._scale + self._shift
 
     def _read(
         self, processor: Any, model: Any, prompt: str, picture: Image.Image
