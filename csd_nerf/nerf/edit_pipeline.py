@@ -45,7 +45,7 @@ from csd_nerf.nerf.region import RegionConfig, find_region, region_picture, spre
 from csd_nerf.nerf.region_box import MovableBox, RegionBox, by_name
 from csd_nerf.nerf.region_hull import Hull
 from csd_nerf.nerf.region_relevance import CLEAR, VIEWS, RelevantVoxels
-from csd_nerf.nerf.rendering import StillView, holding, render_still, render_views
+from csd_nerf.nerf.rendering import StillView, holding, render_still, render_views, train_proposals
 from csd_nerf.nerf.requests import Setting
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.nerf.source_field import (
@@ -617,6 +617,8 @@ class EditPipeline(PromptedPipeline):
             self._check_followed(edit)
             self._begin_round(edit, number)
             edit.round = number
+        # An edit goes on from a trained scene: its proposals are kept up as often as nerfacto's own are then.
+        train_proposals(self.model, step % self.model.config.proposal_update_every == 0)
         losses, difference = edit.fit.losses(self.model, edit.targets)
         statistics = {"round": number, "difference": float(difference), "kept_views": len(edit.targets.views)}
         return losses, statistics

@@ -22,7 +22,7 @@ from typing_extensions import Self
 from csd_nerf.errors import check, check_at_least, option
 from csd_nerf.nerf.controls import Controls
 from csd_nerf.nerf.model import CsdNerfactoModel
-from csd_nerf.nerf.rendering import train_proposals_always
+from csd_nerf.nerf.rendering import train_proposals
 from csd_nerf.nerf.requests import Setting
 from csd_nerf.nerf.scene_pipeline import ScenePipeline, ScenePipelineConfig
 from csd_nerf.priors import check_prior, check_vae
@@ -148,7 +148,7 @@ class PromptedPipeline(ScenePipeline):
 
     def __init__(self, config: PromptedPipelineConfig, device: str, **options: Any) -> None:
         super().__init__(config, device, **options)
-        train_proposals_always(self.model)
+        train_proposals(self.model)
         self.prompt = Setting(config.prompt)
         self.text_guidance = Setting(float(self._configured()["text_guidance"]))
         self.controls = self._make_controls()  # public: the viewer looks for it here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def render_views(
     a picture.
 
     Args:
-        model: in training mode, on the cameras' device, after `train_proposals_always`.
+        model: in training mode, on the cameras' device, after `train_proposals`.
         cameras: of the whole training split, all of one size; their index selects the pose correction.
         indices: N of them, or more.
         only: of these the N that are drawn, by random numbers that are theirs whichever others are drawn.
@@ -178,13 +179,16 @@ def still(model: NerfactoModel) -> Iterator[None]:
             part.train(mode)
 
 
-def train_proposals_always(model: NerfactoModel) -> None:
-    """Let every chunk train the proposal networks, from now on.
+def train_proposals(model: NerfactoModel, wanted: bool = True) -> None:
+    """Let every chunk train the proposal networks, or none, from now on.
 
     Nerfacto's sampler decides by a counter which calls do; under checkpointing the second rendering of
-    a chunk would decide differently from the first, and the gradient would not match.
+    a chunk would decide differently from the first, and the gradient would not match. A resumed edit, too,
+    would count differently from one that was not interrupted.
     """
-    model.proposal_sampler.update_sched = lambda step: -1
+    sampler = model.proposal_sampler
+    sampler._step = max(sampler._step, 10)  # below it asks nobody
+    sampler.update_sched = lambda step: -1 if wanted else math.inf
 
 
 def _checkpointed(

@@ -86,6 +86,12 @@ def test_views_are_edited_on_schedule_and_each_before_any_again(
         photos = targets.photos[targets.views]
         changed = (targets.pictures != photos).flatten(1).any(1)
         assert {targets.views[row] for row in changed.nonzero()[:, 0]} == set(edited)
+    steps = {
+        name: {int(state["step"]) for state in optimizer.state.values()}
+        for name, optimizer in trainer.optimizers.optimizers.items()
+        if name in ("fields", "proposal_networks")
+    }
+    assert steps == {"fields": {12}, "proposal_networks": {3}}  # of twelve every fifth, as nerfacto does
 
     first = list(rounds)
     rounds.clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nerfstudio.model_components.losses import distortion_loss, interlevel_loss
 
-from csd_nerf.nerf.rendering import render_views, train_proposals_always
+from csd_nerf.nerf.rendering import render_views, train_proposals
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def pipeline(scene_run: Path) -> Any:
     pipeline.train()
     sampler = pipeline.model.proposal_sampler
     sampler.initial_sampler.train_stratified = sampler.pdf_sampler.train_stratified = False
-    train_proposals_always(pipeline.model)
+    train_proposals(pipeline.model)
     return pipeline
 
 

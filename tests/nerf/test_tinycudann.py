@@ -17,7 +17,7 @@ from csd_nerf.errors import InputError
 from csd_nerf.nerf import model, rendering
 from csd_nerf.nerf.edited_run import open_edited_run
 from csd_nerf.nerf.methods import METHODS
-from csd_nerf.nerf.rendering import render_views, train_proposals_always
+from csd_nerf.nerf.rendering import render_views, train_proposals
 from csd_nerf.nerf.runs import find_run, read_checkpoint
 from csd_nerf.nerf.scene_trainer import SceneTrainer
 from csd_nerf.nerf.source_scene import source_scene
@@ -63,7 +63,7 @@ def pipeline(edit_config: Make) -> Any:
     """Of an edit on the route gradient, without jitter in its samples."""
     pipeline = run(edit_config(max_num_iterations=1, pipeline__turntable_frames=0)).pipeline.train()
     pipeline.model.proposal_sampler.eval()
-    train_proposals_always(pipeline.model)
+    train_proposals(pipeline.model)
     return pipeline
 
 
