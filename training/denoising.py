@@ -105,6 +105,7 @@ def train_denoiser(
     peak_learning_rate: float,
     seed: int,
     snapshot: Callable[[], None],
+    windows: tuple[tuple[float, int], ...] = WINDOWS,
 ) -> None:
     """Train, then write the averaged weights to `work/NAME.pt`; goes on from `work/NAME-checkpoint.pt`.
 
@@ -115,7 +116,7 @@ def train_denoiser(
     last_snapshot = time.monotonic()
 
     def loss_of(fraction: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        window = next(size for end, size in WINDOWS if fraction < end)
+        window = next(size for end, size in windows if fraction < end)
         batch = draw(BATCH // worker.count, window, generator)
         made = corrupt(batch.targets, generator)
         inputs = (made.noisy, made.times, batch.shown, batch.text)

@@ -28,6 +28,9 @@ PEAK_LEARNING_RATE = 1e-3
 TIME_SHIFT = 2.0
 """How much more is learnt of noise than of pictures: what an edit is decided there."""
 
+WINDOWS = ((1.01, 16),)
+"""Small ones to the end: places count only as differences, and larger pictures come out no worse."""
+
 PATCH = 2
 HEADS, HEAD_WIDTH = 6, 32
 PLACE_WIDTHS = (4, 14, 14)
@@ -177,6 +180,7 @@ def train_flow(worker: Worker, work: Path, budget: Budget, seed: int, snapshot: 
         peak_learning_rate=PEAK_LEARNING_RATE,
         seed=seed,
         snapshot=snapshot,
+        windows=WINDOWS,
     )
 
 

@@ -61,7 +61,9 @@ class FlowTransformer(LatentPrior):
         self.time_shift = time_shift
         self.latent_channels = transformer.config["in_channels"]
         self.vae_factor = PATCH * pixels_per_latent(dict(vae.config))
-        self.native_size = NATIVE_TOKENS * self.vae_factor
+        # A transformer of this kind does not say for which size it was made; its autoencoder does, or none.
+        native = dict(vae.config).get("sample_size") or NATIVE_TOKENS * self.vae_factor
+        self.native_size = min(native) if isinstance(native, list | tuple) else native
 
     @torch.no_grad()
     def condition(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n k h w"]:
