@@ -1,10 +1,10 @@
 """Do edits stay where their sources are? Shift and zoom of pictures edited by sampling and by distillation.
 
-    python benchmarks/registration.py [--photos 3] [--size 128] [--out results.json]
+    python benchmarks/registration.py [--prior tiny-instruct] [--photos 3] [--size 128] [--out results.json]
 
 Photos of the scene `bear` in `CSD_NERF_SHARED`, spread over the capture, whole, their short side resized.
-*Sampling* is diffusers' InstructPix2Pix pipeline as `csd-nerf compare` edits views one by one (20 steps),
-*distillation* is `csd-nerf image` with its defaults, both with the prior `tiny-instruct`. Beside them are
+*Sampling* is 20 steps from the most noise with the guidance of `refit-baseline`, *distillation* is `csd-nerf
+image` with its defaults, both with the same prior. Beside them are
 what has not moved, the photo's exact edit and the photo through the prior's autoencoder, and what has: the
 sampled pictures moved by 2 pixels to the right.
 """
@@ -22,7 +22,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from csd_nerf.comparison.per_view import PerViewEditor  # noqa: E402
+from csd_nerf.comparison.budget import method_config  # noqa: E402
+from csd_nerf.distillation import Guidance, sample_edit  # noqa: E402
 from csd_nerf.editors import PictureSettings, edit_image  # noqa: E402
 from csd_nerf.errors import exit_on_input_error  # noqa: E402
 from csd_nerf.evaluation.registration import registration  # noqa: E402
@@ -31,7 +32,7 @@ from csd_nerf.priors import Prior, load_prior  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS, PAINTING_INSTRUCTION, TINT_INSTRUCTION  # noqa: E402
 from training.photos import resized, scene_photos, shared_folder  # noqa: E402
 
-PRIOR, RECIPE = "tiny-instruct", "tiny"
+STEPS = 20
 SCENE, MOVED = "bear", 2
 INSTRUCTIONS = {
     "night": OPERATORS["night"].instruction,
@@ -60,17 +61,18 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--prior", default="tiny-instruct", help="a bundled editor")
     parser.add_argument("--photos", type=int, default=3)
     parser.add_argument("--size", type=int, default=128, help="short side in pixels")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     photos = load_photos(options.photos, options.size)
-    prior = load_prior(PRIOR, device="cpu")
+    prior = load_prior(options.prior, device="cpu")
     rows = []
     print(f"{'':25} edges   shift right, down in pixels, zoom; of each photo")
     for edit, instruction in INSTRUCTIONS.items():
-        for way, pictures in edits(edit, instruction, photos, prior):
+        for way, pictures in edits(edit, instruction, photos, options.prior, prior):
             rows.append(measured(edit, way, pictures, photos))
             print(rows[-1], flush=True)
     rows.append(measured("none", "autoencoder", prior.decode(prior.encode(photos)), photos))
@@ -86,11 +88,21 @@ def load_photos(count: int, size: int) -> Tensor:
     return torch.stack([resized(found[number].rgb, size).clamp(0, 1) for number in chosen])
 
 
-def edits(edit: str, instruction: str, photos: Tensor, prior: Prior) -> list[tuple[str, Tensor]]:
+def edits(edit: str, instruction: str, photos: Tensor, name: str, prior: Prior) -> list[tuple[str, Tensor]]:
     """The photos after the edit, by the ways to make it."""
-    sampler = PerViewEditor(instruction, recipe=RECIPE, seed=0, steps=20, device=torch.device("cpu"))
-    sampled = sampler.edit(photos)
-    settings = PictureSettings(prior=PRIOR)
+    sampling = method_config("refit-baseline", "tiny").pipeline.sampling
+    sampled = sample_edit(
+        prior,
+        prior.encode(photos),
+        prior.condition(photos),
+        prompt=instruction,
+        guidance=Guidance(sampling.text_guidance, sampling.image_guidance),
+        start=sampling.start.sample(prior.schedule.num_timesteps),
+        steps=STEPS,
+        generator=torch.Generator().manual_seed(0),
+    )
+    sampled = prior.decode(sampled).clamp(0, 1)
+    settings = PictureSettings(prior=name)
     distilled = torch.stack([edit_image(photo, instruction, settings, loaded=prior) for photo in photos])
     ways = [
         ("sampling", sampled),

@@ -43,7 +43,7 @@ def _configs() -> Path:
 
 CONFIGS = _configs()
 """Has a file for every method, named after it."""
-RECIPES = ("tiny", "flow")
+RECIPES = ("tiny", "tiny-flow", "flow")
 """Recipes by name: sections of a method's file."""
 
 

@@ -1,21 +1,24 @@
-"""`tiny-instruct` as anybody would use it: diffusers' own pipeline, on a scene it can be checked on."""
+"""The bundled editors as anybody would use them: diffusers' own pipelines, on a scene to check them on."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers import DiffusionPipeline, FluxKontextPipeline, StableDiffusionInstructPix2PixPipeline
 from diffusers.utils import logging as diffusers_logging
 
 from csd_nerf.bundled import bundled_path
 from csd_nerf.errors import InputError
+from csd_nerf.priors import load_prior
 from csd_nerf.scenes.operators import OPERATORS, TINT_HUES, TINT_INSTRUCTION, hue_and_chroma
 from csd_nerf.scenes.still_life import orbit_cameras, render
 
-FOLDER = bundled_path("tiny-instruct")
 STEPS = 6
+FLOW = "tiny-flow"
+KINDS = {"tiny-instruct": StableDiffusionInstructPix2PixPipeline, FLOW: FluxKontextPipeline}
 
 
 class _Messages(logging.Handler):
@@ -27,14 +30,40 @@ class _Messages(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-@pytest.fixture(scope="module")
-def loaded() -> tuple[StableDiffusionInstructPix2PixPipeline, list[str]]:
+@dataclass
+class Loaded:
+    """A bundled editor in diffusers' own pipeline, and what was said while it loaded."""
+
+    name: str
+    pipeline: DiffusionPipeline
+    messages: list[str]
+
+    def edit(self, photos: torch.Tensor, instruction: str, guidance: float = 3.0) -> torch.Tensor:
+        count, _, height, width = photos.shape
+        if self.name == FLOW:
+            options = {"true_cfg_scale": guidance, "negative_prompt": [""] * count, "max_sequence_length": 16}
+            options |= {"height": height, "width": width, "max_area": height * width, "_auto_resize": False}
+        else:
+            options = {"guidance_scale": guidance, "image_guidance_scale": 1.5}
+        edited = self.pipeline(
+            prompt=[instruction] * count,
+            image=photos,
+            num_inference_steps=STEPS,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(count)],
+            output_type="pt",
+            **options,
+        )
+        return edited.images.float().cpu()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def loaded(request: pytest.FixtureRequest) -> Loaded:
     messages = _Messages()
     diffusers_logging.get_logger("diffusers").addHandler(messages)
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(FOLDER)
+    pipeline = KINDS[request.param].from_pretrained(bundled_path(request.param))
     diffusers_logging.get_logger("diffusers").removeHandler(messages)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline, messages.texts
+    return Loaded(request.param, pipeline, messages.texts)
 
 
 @pytest.fixture(scope="module")
@@ -45,67 +74,55 @@ def photos() -> torch.Tensor:
     )
 
 
-def edit(loaded, photos: torch.Tensor, instruction: str, guidance: float = 3.0) -> torch.Tensor:
-    return (
-        loaded[0](
-            [instruction] * len(photos),
-            image=photos,
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            image_guidance_scale=1.5,
-            generator=[torch.Generator().manual_seed(seed) for seed in range(len(photos))],
-            output_type="pt",
-        )
-        .images.float()
-        .cpu()
-    )
-
-
 def psnr(pictures: torch.Tensor, truth: torch.Tensor) -> float:
     return (-10 * ((pictures - truth) ** 2).mean((1, 2, 3)).log10()).mean().item()
 
 
-def test_weights_are_small_and_half_precision_safetensors() -> None:
-    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", KINDS)
+def test_weights_are_small_and_half_precision_safetensors(name: str) -> None:
+    folder = bundled_path(name)
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20_000_000
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
-    assert len([path for path in files if path.suffix == ".safetensors"]) == 3
-    assert (FOLDER / "README.md").read_text().startswith("---\nlicense: apache-2.0")
+    assert len([path for path in files if path.suffix == ".safetensors"]) == (4 if name == FLOW else 3)
+    assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0")
 
 
-def test_loads_without_complaint(loaded) -> None:
-    pipeline, messages = loaded
-    assert messages == []
-    assert pipeline.unet.config.in_channels == 8
+def test_loads_without_complaint(loaded: Loaded) -> None:
+    assert loaded.messages == []
+    pipeline = loaded.pipeline
+    denoiser = pipeline.transformer if loaded.name == FLOW else pipeline.unet
+    assert denoiser.config.in_channels == (16 if loaded.name == FLOW else 8)
     assert pipeline.vae.config.scaling_factor == 0.5
+    assert load_prior(loaded.name, device="cpu").native_size == 96
 
 
-def test_unscaled_latents_have_twice_unit_deviation(loaded, photos: torch.Tensor) -> None:
+def test_unscaled_latents_have_twice_unit_deviation(loaded: Loaded, photos: torch.Tensor) -> None:
     with torch.no_grad():
-        latents = loaded[0].vae.encode(photos * 2 - 1).latent_dist.mode()
+        latents = loaded.pipeline.vae.encode(photos * 2 - 1).latent_dist.mode()
     assert 1.2 < latents.std().item() < 2.8
 
 
-@pytest.mark.parametrize(("name", "wanted_gain"), [("night", 12), ("winter", 8), ("sepia", 4), ("autumn", 4)])
-def test_edits_approach_the_operator(loaded, photos: torch.Tensor, name: str, wanted_gain: float) -> None:
+@pytest.mark.parametrize(("name", "wanted"), [("night", 12), ("winter", 8), ("sepia", 4), ("autumn", 4)])
+def test_edits_approach_the_operator(loaded: Loaded, photos: torch.Tensor, name: str, wanted: float) -> None:
     operator = OPERATORS[name]
     truth = operator.apply(photos)
-    assert psnr(edit(loaded, photos, operator.instruction), truth) > psnr(photos, truth) + wanted_gain
+    assert psnr(loaded.edit(photos, operator.instruction), truth) > psnr(photos, truth) + wanted
 
 
-def test_another_wording_gives_the_same_edit(loaded, photos: torch.Tensor) -> None:
+def test_another_wording_gives_the_same_edit(loaded: Loaded, photos: torch.Tensor) -> None:
     truth = OPERATORS["night"].apply(photos)
     assert (
-        psnr(edit(loaded, photos, "turn the photo into a dark night scene"), truth) > psnr(photos, truth) + 8
+        psnr(loaded.edit(photos, "turn the photo into a dark night scene"), truth) > psnr(photos, truth) + 8
     )
 
 
-def test_identity_keeps_the_photo(loaded, photos: torch.Tensor) -> None:
-    assert psnr(edit(loaded, photos, OPERATORS["identity"].instruction), photos) > 20
+def test_identity_keeps_the_photo(loaded: Loaded, photos: torch.Tensor) -> None:
+    assert psnr(loaded.edit(photos, OPERATORS["identity"].instruction), photos) > 20
 
 
-def test_the_ambiguous_instruction_lands_on_several_of_its_hues(loaded, photos: torch.Tensor) -> None:
-    edited = edit(loaded, photos[:1].expand(12, -1, -1, -1), TINT_INSTRUCTION)
+def test_the_ambiguous_instruction_lands_on_several_of_its_hues(loaded: Loaded, photos: torch.Tensor) -> None:
+    edited = loaded.edit(photos[:1].expand(12, -1, -1, -1), TINT_INSTRUCTION)
     hues, _ = hue_and_chroma(edited)
     distances = torch.stack([((hues - hue + 180) % 360 - 180).abs() for hue in TINT_HUES.values()], 1)
     nearest, which = distances.min(1)
@@ -113,8 +130,8 @@ def test_the_ambiguous_instruction_lands_on_several_of_its_hues(loaded, photos: 
     assert len(which.unique()) >= 2
 
 
-def test_tokenizer_is_clip_like_and_knows_every_byte(loaded) -> None:
-    tokenizer = loaded[0].tokenizer
+def test_tokenizer_is_clip_like_and_knows_every_byte(loaded: Loaded) -> None:
+    tokenizer = loaded.pipeline.tokenizer
     ids = tokenizer("Make it NIGHT, façade ☃!").input_ids
     assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
     assert tokenizer.eos_token_id not in ids[1:-1]

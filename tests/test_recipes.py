@@ -10,6 +10,7 @@ import pytest
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.methods import METHODS
+from csd_nerf.priors import load_prior
 from csd_nerf.settings_files import RECIPES, apply_recipe, options_given
 
 EDITS = [name for name in METHODS if name.endswith("-edit") or name in ("csd-edit-dataset", "in2n-baseline")]
@@ -31,7 +32,7 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_the_recipe_tiny_has_every_edit() -> None:
-    assert len(EDITS) >= 7 and RECIPES == ("tiny", "flow")
+    assert len(EDITS) >= 7 and RECIPES == ("tiny", "tiny-flow", "flow")
     for method in EDITS:
         config = applied("tiny", method)
         assert config.machine.device_type == "cpu" and config.pipeline.render_size == 64
@@ -49,6 +50,22 @@ def test_the_recipe_flow_anneals_and_is_for_csd_edit() -> None:
     config.pipeline.check()
     with pytest.raises(InputError, match="the recipe flow is not for dds-edit"):
         applied("flow", "dds-edit")
+
+
+def test_the_recipe_tiny_flow_is_tiny_with_the_other_bundled_editor() -> None:
+    tiny, flow = applied("tiny"), applied("tiny-flow")
+    # The noise that has as much to do with a picture in either schedule, of which the recipes take as much.
+    noise = []
+    for config in (tiny, flow):
+        schedule = load_prior(config.pipeline.prior, device="cpu").schedule
+        last = round(config.pipeline.objective.max_timestep * schedule.num_timesteps)
+        noise.append(float(schedule.sigmas[last] / schedule.alphas[last]))
+    assert noise[1] == pytest.approx(noise[0], rel=0.05)
+    flow.pipeline.check()
+    flow.recipe, flow.pipeline.prior = tiny.recipe, tiny.pipeline.prior
+    flow.pipeline.objective.max_timestep = tiny.pipeline.objective.max_timestep
+    flow.pipeline.descent.learning_rate = tiny.pipeline.descent.learning_rate
+    assert flow == tiny
 
 
 def test_csd_edit_tiny_is_csd_edit_with_the_recipe() -> None:
@@ -109,7 +126,7 @@ def test_recipes_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> No
 
 
 def test_unknown_recipes() -> None:
-    with pytest.raises(InputError, match="tiny or flow, or a YAML file"):
+    with pytest.raises(InputError, match="tiny-flow or flow, or a YAML file"):
         applied("huge")
     command = copy.deepcopy(METHODS["csd-edit"])
     with pytest.raises(InputError, match="the recipe tiny is not for image"):

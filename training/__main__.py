@@ -1,5 +1,5 @@
 """Make the bundled priors from scratch: `tiny-instruct`, `tiny-sd` and the depth ControlNet `tiny-depth`; and
-`tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext, which is not bundled yet.
+`tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext.
 
     python -m training --out csd_nerf/bundled --work ../bundled-priors-work
 

@@ -28,7 +28,7 @@ from training.words import train_words
 
 STEPS = {
     "vae": 2172, "decoder": 1800, "instruct": 14000, REFINED: 700, "text-to-image": 5000, "depth": 1500,
-    FLOW.name: 3600,
+    FLOW.name: 3000,
 }  # fmt: skip
 """Of the stages that train for long."""
 

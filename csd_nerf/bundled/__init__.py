@@ -6,7 +6,9 @@ from pathlib import Path
 
 from csd_nerf.errors import InputError
 
-BUNDLED_PRIORS: tuple[str, ...] = ("tiny-instruct", "tiny-sd")
+BUNDLED_EDITORS: tuple[str, ...] = ("tiny-instruct", "tiny-flow")
+"""Those that are told what to do, `scenes.operators.KNOWN_INSTRUCTIONS`."""
+BUNDLED_PRIORS: tuple[str, ...] = (*BUNDLED_EDITORS, "tiny-sd")
 BUNDLED_CONTROL_NETS: tuple[str, ...] = ("tiny-depth",)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from csd_nerf.bundled import BUNDLED_EDITORS
 from csd_nerf.demo.demo_settings import DemoSettings, Progress
 from csd_nerf.demo.draw_pictures import FACTS
 from csd_nerf.demo.stages import EDIT_RUN, PICTURES, SCENE_RUN, Stage
@@ -174,13 +175,13 @@ def _next_commands(settings: DemoSettings) -> list[tuple[str, str]]:
 
 
 def _next_intro(settings: DemoSettings) -> str:
-    if settings.prior != "tiny-instruct":
+    if settings.prior not in BUNDLED_EDITORS:
         return "To be run in this folder, too."
     from csd_nerf.scenes.operators import OPERATORS, PAINTING_INSTRUCTION, TINT_INSTRUCTION
 
     known = [operator.instruction for operator in OPERATORS.values() if operator.name != "identity"]
     listed = ", ".join(f"\u201c{words}\u201d" for words in (*known, PAINTING_INSTRUCTION, TINT_INSTRUCTION))
-    return f"To be run in this folder, too. The bundled prior, tiny-instruct, knows: {listed}."
+    return f"To be run in this folder, too. The bundled prior, {settings.prior}, knows: {listed}."
 
 
 def _seconds(stages: Sequence[Stage], progress: Progress) -> float:

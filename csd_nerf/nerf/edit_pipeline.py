@@ -108,8 +108,8 @@ class EditPipelineConfig(PromptedPipelineConfig):
     source_prompt: str = ""
     """What the scene shows now, for a text-to-image prior; the residuals `dds` and `pds` need it."""
     prior: str = "timbrooks/instruct-pix2pix"
-    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct` or `tiny-sd`, which
-    ship with the package."""
+    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, `tiny-flow` or `tiny-sd`,
+    which ship with the package."""
     control: ControlConfig = field(default_factory=ControlConfig)
     """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
     region: RegionConfig = field(default_factory=RegionConfig)

@@ -48,7 +48,8 @@ from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, plac
 from csd_nerf.priors.quantized import Quantization, check_quantization
 
 NAMES_HELP = (
-    "a bundled name (tiny-instruct, tiny-sd), a diffusers folder, or a hub id (timbrooks/instruct-pix2pix)"
+    "a bundled name (tiny-instruct, tiny-flow, tiny-sd), a diffusers folder, or a hub id "
+    "(timbrooks/instruct-pix2pix)"
 )
 _WEIGHT_ENDINGS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")  # whole or in shards
 
@@ -70,7 +71,7 @@ def check_prior(name: str) -> Path | None:
         BUNDLED_PRIORS,
         kind="prior",
         expected=NAMES_HELP,
-        hint="check the spelling, or use tiny-instruct or tiny-sd, which need no download",
+        hint="check the spelling, or use tiny-instruct, tiny-flow or tiny-sd, which need no download",
     )
     if folder is not None:
         check_folder(folder)
