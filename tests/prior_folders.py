@@ -270,3 +270,52 @@ def save_longcat_image_edit(folder: Path) -> Path:
         transformer=transformer,
     ).save_pretrained(folder)
     return folder
+
+
+def save_motion_adapter(folder: Path, unet: Any, *, quiet: bool = False) -> Path:
+    """Untrained layers of motion for a U-Net.
+
+    Args:
+        folder: of the adapter.
+        unet: of pictures.
+        quiet: whether they are to add nothing.
+    """
+    from diffusers import MotionAdapter
+
+    torch.manual_seed(2)
+    adapter = MotionAdapter(
+        block_out_channels=unet.config["block_out_channels"],
+        motion_layers_per_block=unet.config["layers_per_block"],
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=unet.config["norm_num_groups"],
+        motion_max_seq_length=8,
+    )
+    for name, parameter in adapter.named_parameters():
+        if "proj_out" in name:  # diffusers begins training where they add nothing
+            torch.nn.init.normal_(parameter, std=0.0 if quiet else 0.1)
+    adapter.save_pretrained(folder)
+    return folder
+
+
+def save_animate_diff(folder: Path, pictures: Path) -> Path:
+    """An AnimateDiff in small, as its pipeline saves it, from a prior for pictures."""
+    from diffusers import (
+        AnimateDiffPipeline,
+        AutoencoderKL,
+        DDIMScheduler,
+        MotionAdapter,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    unet = UNet2DConditionModel.from_pretrained(pictures / "unet")
+    adapter = save_motion_adapter(folder.with_name(folder.name + "-motion"), unet)
+    AnimateDiffPipeline(
+        scheduler=DDIMScheduler.from_pretrained(pictures / "scheduler"),
+        vae=AutoencoderKL.from_pretrained(pictures / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(pictures / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(pictures / "tokenizer"),
+        unet=unet,
+        motion_adapter=MotionAdapter.from_pretrained(adapter),
+    ).save_pretrained(folder)
+    return folder

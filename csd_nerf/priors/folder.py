@@ -92,6 +92,8 @@ VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do: without any, a tokenizer would take every word for an unknown one."""
 HALF = "fp16"
 """The variant in whose files models are saved in half precision, often alone."""
+CLIP_UNET = "UNetMotionModel"
+"""Class of a U-Net with layers of motion in it."""
 NOISE_PREDICTIONS = ("epsilon", "v_prediction")
 """What a U-Net may predict: what can be turned into noise."""
 NOISE_LEVELS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
@@ -157,6 +159,13 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
     unet, vae = contents["unet/config.json"], contents["vae/config.json"]
     check_channels(unet.get("in_channels"), vae.get("latent_channels"))
     _check_conditions(folder, unet)
+    check(
+        not (unet.get("_class_name") == CLIP_UNET and is_xl(folder)),
+        f"the prior in {folder} is of a kind that cannot be used",
+        expected="layers of motion in a Stable Diffusion 1 or 2",
+        got="layers of motion in an XL",
+        hint="use another model",
+    )
     sample_size(unet)
     check_scheduler(folder, contents["scheduler/scheduler_config.json"])
     check_autoencoder(folder / "vae", vae, ("AutoencoderKL",))
@@ -385,6 +394,31 @@ def is_image_conditioned(folder: Path) -> bool:
         return flow.edits
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+
+
+def is_for_clips(folder: Path) -> bool:
+    """Whether a folder that was checked holds a model for clips, see `Prior.clip_frames`."""
+    if flow_pipeline(folder) is not None:
+        return False
+    return read_json(folder / "unet/config.json").get("_class_name") == CLIP_UNET
+
+
+def check_pictures(folder: Path) -> None:
+    """Refuse a model for clips where pictures are edited.
+
+    Args:
+        folder: of a prior, checked.
+
+    Raises:
+        InputError: it is one.
+    """
+    check(
+        not is_for_clips(folder),
+        f"the prior in {folder} is one for clips, and here pictures are edited",
+        expected="a prior for pictures, such as tiny-instruct or timbrooks/instruct-pix2pix",
+        got="a model that sees several frames at once",
+        hint="use another prior, or `csd-nerf video`, which edits clips with this one",
+    )
 
 
 def guided_by(folder: Path) -> GuidedBy:
