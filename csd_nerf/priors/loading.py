@@ -185,7 +185,8 @@ def load_prior(
     )
     if motion_folder is not None:
         adapter = load_weights(MotionAdapter, motion_folder, dtype)
-        unet = UNetMotionModel.from_unet2d(unet, adapter)
+        of_pictures, unet = unet, UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
+        unet.load_state_dict(of_pictures.state_dict() | adapter.state_dict(), assign=True)
     unet = place(unet, device, compile_unet, quantization)
     vae_class = getattr(diffusers, vae_config.get("_class_name", "AutoencoderKL"))
     autoencoder = load_weights(vae_class, vae_folder, vae_dtype)
