@@ -270,3 +270,100 @@ def save_longcat_image_edit(folder: Path) -> Path:
         transformer=transformer,
     ).save_pretrained(folder)
     return folder
+
+
+def save_motion_adapter(folder: Path, unet: Any, *, quiet: bool = False) -> Path:
+    """Untrained layers of motion for a U-Net.
+
+    Args:
+        folder: of the adapter.
+        unet: of pictures.
+        quiet: whether they are to add nothing.
+    """
+    from diffusers import MotionAdapter
+
+    torch.manual_seed(2)
+    adapter = MotionAdapter(
+        block_out_channels=unet.config["block_out_channels"],
+        motion_layers_per_block=unet.config["layers_per_block"],
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=unet.config["norm_num_groups"],
+        motion_max_seq_length=8,
+    )
+    for name, parameter in adapter.named_parameters():
+        if "proj_out" in name:  # diffusers begins training where they add nothing
+            torch.nn.init.normal_(parameter, std=0.0 if quiet else 0.1)
+    adapter.save_pretrained(folder)
+    return folder
+
+
+def save_animate_diff(folder: Path, pictures: Path) -> Path:
+    """An AnimateDiff in small, as its pipeline saves it, from a prior for pictures."""
+    from diffusers import (
+        AnimateDiffPipeline,
+        AutoencoderKL,
+        DDIMScheduler,
+        MotionAdapter,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    unet = UNet2DConditionModel.from_pretrained(pictures / "unet")
+    adapter = save_motion_adapter(folder.with_name(folder.name + "-motion"), unet)
+    AnimateDiffPipeline(
+        scheduler=DDIMScheduler.from_pretrained(pictures / "scheduler"),
+        vae=AutoencoderKL.from_pretrained(pictures / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(pictures / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(pictures / "tokenizer"),
+        unet=unet,
+        motion_adapter=MotionAdapter.from_pretrained(adapter),
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_wan(folder: Path, *, pipeline: str = "WanPipeline") -> Path:
+    """A Wan in small, or a Lucy Edit; 8 pixels a token, 4 frames a latent."""
+    import diffusers
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+    from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+
+    edits = pipeline == "LucyEditPipeline"
+    letters = [("\u2581", -1.0), *((letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
+    tokenizer = T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *letters], extra_ids=0)
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[-0.5, 0.2, 0.1, 0.4],
+        latents_std=[2.0, 1.5, 0.7, 1.0],
+        scale_factor_spatial=4,
+        scale_factor_temporal=4,
+    )
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    )
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=8 if edits else 4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=48,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    getattr(diffusers, pipeline)(
+        scheduler=UniPCMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+        ),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        expand_timesteps=edits,
+    ).save_pretrained(folder)
+    return folder

@@ -144,7 +144,7 @@ def test_all_its_convolutions_run_in_the_order_that_is_fast_on_a_gpu(
 ) -> None:
     """Pretending that the CPU is one."""
     for module in (parts, latent_prior, latent_diffusion):
-        monkeypatch.setattr(module, "memory_format", lambda device: torch.channels_last)
+        monkeypatch.setattr(module, "memory_format", lambda device, dimensions=4: torch.channels_last)
     prior: Any = load_prior("tiny-instruct", device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
     seen = []
     for convolution in prior.vae.modules():

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from csd_nerf.bundled import bundled_path  # noqa: E402
 from csd_nerf.priors import load_prior  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS, TINTS, identity  # noqa: E402
-from training import decoder, denoising, depth, flow, refined_decoder, text, unet, vae, words  # noqa: E402
-from training.assembly import assembled_flow  # noqa: E402
+from training import decoder, denoising, depth, flow, motion, moving, refined_decoder, text, unet, vae, words  # noqa: E402  # noqa: E402
+from training.assembly import assembled, assembled_clips, assembled_flow  # noqa: E402
 from training.export import export_pipeline  # noqa: E402
 from training.latents import read_latents, write_latents  # noqa: E402
 from training.parallel import Worker  # noqa: E402
@@ -48,6 +48,15 @@ def some_photos() -> list[Photo]:
     return [Photo("plain", pictures[0, 0]), Photo("with painting", *pictures[1])]
 
 
+def large_photos() -> list[Photo]:
+    """Large enough for a window to travel over."""
+    return [
+        Photo(photo.name, *(F.interpolate(picture[None], scale_factor=2)[0] for picture in pair))
+        for photo in some_photos()
+        for pair in [[photo.rgb] if photo.painted is None else [photo.rgb, photo.painted]]
+    ]
+
+
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the first three stages done, by an untrained autoencoder."""
@@ -63,6 +72,10 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depth, "VIEWS", 2)
         depth.write_views(WORKER, work, seed=0)
+        patch.setattr(moving, "CLIPS", {"photos": 2, "films": 1, "still life": 0})
+        moving.write_moving(
+            WORKER, large_photos(), [list(large_photos()[0].rgb[None].expand(9, -1, -1, -1))], work, 0
+        )
     for recipe in UNETS.values():
         torch.save({"average": list(unet.new_unet(recipe).parameters())}, work / f"{recipe.name}.pt")
     return work
@@ -73,7 +86,9 @@ def train(
 ) -> None:
     """Four tiny steps of a denoiser that check-point after each."""
     needed = ["text.pt", "words.pt", "tokenizer", "latents-0-of-1.pt", "views-0-of-1.pt"]
-    for name in needed + ["text-to-image.pt"] * (model == "depth"):
+    needed += ["moving-0-of-1.pt"]
+    needed += {"depth": ["text-to-image.pt"], "motion": ["instruct.pt"]}.get(model, [])
+    for name in needed:
         if not (work / name).exists():
             (work / name).symlink_to(stages / name)
     monkeypatch.setattr(denoising, "BATCH", 2)
@@ -89,6 +104,8 @@ def train(
 
     if model == "depth":
         depth.train_depth(WORKER, work, Budget(steps=4), 0, snapshot)
+    elif model == "motion":
+        motion.train_motion(WORKER, work, Budget(steps=4), 0, snapshot)
     elif model == "flow":
         flow.train_flow(WORKER, work, Budget(steps=4), 0, snapshot)
     else:
@@ -96,12 +113,16 @@ def train(
 
 
 def trained(model: str, work: Path) -> list[torch.Tensor]:
-    loaders = {"depth": depth.load_control_net, "flow": flow.load_transformer}
+    loaders: dict[str, Any] = {
+        "depth": depth.load_control_net,
+        "flow": flow.load_transformer,
+        "motion": motion.load_motion_unet,
+    }
     loaded = loaders[model](work) if model in loaders else unet.load_unet(UNETS[model], work)
     return list(loaded.parameters())
 
 
-@pytest.mark.parametrize("model", ["instruct", "text-to-image", "depth", "flow"])
+@pytest.mark.parametrize("model", ["instruct", "text-to-image", "depth", "flow", "motion"])
 def test_a_killed_training_ends_where_an_unbroken_one_does(
     model: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +161,74 @@ def test_the_flow_that_is_trained_is_the_one_that_edits(stages: Path, tmp_path: 
     torch.testing.assert_close(got, wanted, rtol=0, atol=0.05 * wanted.std().item())
     other = prior.predict_noise(packed, 600, prior.embed(prompts[::-1]), condition.flip(0))
     assert (other - noise).abs().mean() > 0.1 * noise.std()
+
+
+def test_layers_of_motion_begin_as_the_prior_for_pictures(stages: Path, tmp_path: Path) -> None:
+    """Exported and loaded: frame by frame what the U-Net says; trained ones let frames see each other."""
+    for needed in ("vae.pt", "decoder.pt", "text.pt", "tokenizer", "instruct.pt"):
+        (tmp_path / needed).symlink_to(stages / needed)
+    new = motion.layers_of_motion(motion.new_motion_unet(unet.load_unet(unet.INSTRUCT, stages)))
+    options: dict[str, Any] = {"device": "cpu", "dtype": torch.float32, "vae_dtype": torch.float32}
+    export_pipeline(assembled(unet.INSTRUCT, tmp_path), tmp_path, tmp_path / "pictures")
+    of_pictures = load_prior(str(tmp_path / "pictures"), **options)
+    generator = torch.Generator().manual_seed(1)
+    noisy, shown = torch.randn(2, 3, 4, 8, 12, generator=generator)
+    answers = []
+    for added in (0.0, 0.1):
+        torch.manual_seed(0)
+        torch.save(
+            {"average": [part + added * torch.randn_like(part) for part in new.parameters()]},
+            tmp_path / "motion.pt",
+        )
+        export_pipeline(assembled_clips(tmp_path), tmp_path, tmp_path / "tiny_video")
+        prior = load_prior(str(tmp_path / "tiny_video"), clips_too=True, **options)
+        assert prior.clip_frames == moving.FRAMES and prior.guided_by == "picture-and-text"
+        told = prior.embed(["make it night"])
+        clips = (frames.transpose(0, 1)[None] for frames in (noisy, shown))
+        answers.append(prior.predict_noise(next(clips), 600, told, next(clips))[0].transpose(0, 1))
+    wanted = of_pictures.predict_noise(
+        noisy, 600, of_pictures.embed(["make it night"]).expand(3, -1, -1), shown
+    )
+    torch.testing.assert_close(answers[0], wanted, rtol=1e-4, atol=1e-4)
+    assert (answers[1] - wanted).abs().mean() > 0.01
+
+
+def test_a_window_travels_alike_over_a_photo_and_its_painting(generator: torch.Generator) -> None:
+    photo = torch.linspace(0, 1, 160).expand(3, 130, -1)
+    windows, painted = moving.travelling(torch.stack([photo, 1 - photo]), generator)
+    assert windows.shape == (moving.FRAMES, 3, moving.SIDE, moving.SIDE)
+    torch.testing.assert_close(painted, 1 - windows, rtol=0, atol=1e-4)
+    pixels = 160 * windows.mean((1, 2, 3)).diff()
+    assert 0 < pixels.abs().max() < moving.FASTEST + 0.1 and pixels.std() < 0.5  # at an even speed
+
+
+def test_a_camera_travels_past_the_still_life_in_small_steps(generator: torch.Generator) -> None:
+    places = [torch.tensor(camera.camera_to_world)[:, 3] for camera in moving.past_the_still_life(generator)]
+    steps = torch.stack(places).diff(dim=0).norm(dim=1)
+    assert len(places) == moving.FRAMES and steps.min() > 0 and steps.max() < 0.3
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps))  # evenly
+
+
+def test_a_moving_clip_has_one_look(stages: Path) -> None:
+    """The tint of a clip is that of its first frame, and edits go with the frames of their source."""
+    clips = moving.read_moving(stages, 1)
+    kinds = [set(clip.targets) for clip in clips]
+    assert len(clips) >= 3 and kinds.count({"painted"}) == len(clips) - 3
+    for clip in clips:
+        assert clip.source.shape == (4, moving.FRAMES, moving.SIDE // 4, moving.SIDE // 4)
+        if "identity" in clip.targets:
+            assert torch.equal(clip.source, clip.targets["identity"]) and set(TINTS) < set(clip.targets)
+    samples = unet.Samples(unet.INSTRUCT, clips, *unet.text_tables(unet.INSTRUCT, stages, 0))
+    if any("painted" in clip.targets for clip in clips):
+        batch = samples.draw(3, 16, torch.Generator().manual_seed(0))
+        assert batch.targets.shape == batch.shown.shape == (3, 4, moving.FRAMES, 16, 16)
+
+
+def test_a_clip_has_one_noise_or_one_for_each_frame() -> None:
+    targets = torch.zeros(40, 4, 3, 2, 2)
+    made = motion.diffused_clips(targets, torch.Generator().manual_seed(0))
+    same = (made.answers[:, :, 0] == made.answers[:, :, 1]).flatten(1).all(1)
+    assert 8 < same.sum() < 32 and made.noisy.shape == targets.shape
 
 
 def test_a_flow_begins_with_the_photo_at_the_same_place() -> None:

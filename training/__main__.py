@@ -1,5 +1,10 @@
 """Make the bundled priors from scratch: `tiny-instruct`, `tiny-sd` and the depth ControlNet `tiny-depth`; and
+<<<<<<< HEAD
 `tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext.
+=======
+`tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext, and `tiny-video`, layers of motion in
+`tiny-instruct`, which are not bundled yet.
+>>>>>>> video
 
     python -m training --out csd_nerf/bundled --work ../bundled-priors-work
 
@@ -9,6 +14,11 @@ beside the autoencoder that is bundled:
 
     python -m training --out OUT --work WORK --take-over csd_nerf/bundled/tiny_instruct \\
         --stages latents words flow export
+
+and `tiny-video` alone, in the finished `tiny-instruct`:
+
+    python -m training --out OUT --work WORK --take-over csd_nerf/bundled/tiny_instruct \\
+        --stages moving motion export
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusers import (
+    AnimateDiffPipeline,
     AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
@@ -16,6 +17,7 @@ from diffusers import (
 from training.decoder import load_decoder
 from training.denoising import new_scheduler
 from training.flow import TIME_SHIFT, load_transformer
+from training.motion import load_motion_unet
 from training.text import load_text
 from training.unet import UnetRecipe, load_unet
 from training.words import load_words
@@ -58,6 +60,22 @@ def assembled_flow(work: Path) -> FluxKontextPipeline:
         tokenizer_2=t5_tokenizer,
         transformer=load_transformer(work),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=TIME_SHIFT),
+    )
+
+
+def assembled_clips(work: Path, taken_over: Path | None = None) -> AnimateDiffPipeline:
+    """The pipeline of the U-Net with layers of motion, which are inside it, and the text encoder in `work`.
+
+    diffusers knows none for one that is shown a clip. This names its parts, and cannot be called.
+    """
+    tokenizer, text_encoder = load_text(work)
+    return AnimateDiffPipeline(
+        vae=best_vae(work),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=load_motion_unet(work, taken_over),
+        motion_adapter=None,
+        scheduler=new_scheduler(),
     )
 
 

@@ -44,7 +44,7 @@ class Batch:
     """Training samples.
 
     Args:
-        targets: scaled latents (n, 4, w, w).
+        targets: scaled latents (n, 4, w, w); of clips (n, 4, F, w, w), and so of all that follows.
         shown: what the model sees beside the noisy latents, (n, k, ...); k is 0 where that is nothing.
         text: embeddings (n, L, d).
     """
@@ -106,10 +106,14 @@ def train_denoiser(
     seed: int,
     snapshot: Callable[[], None],
     windows: tuple[tuple[float, int], ...] = WINDOWS,
+    of_batch: int = 1,
 ) -> None:
     """Train, then write the averaged weights to `work/NAME.pt`; goes on from `work/NAME-checkpoint.pt`.
 
     Every ten minutes the averaged weights so far are written too, and `snapshot()` called.
+
+    Args:
+        of_batch: pictures in a sample, of which a batch has fewer then.
     """
     average = Average(list(model.parameters()))
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_learning_rate, weight_decay=0.01, fused=True)
@@ -117,12 +121,12 @@ def train_denoiser(
 
     def loss_of(fraction: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         window = next(size for end, size in windows if fraction < end)
-        batch = draw(BATCH // worker.count, window, generator)
+        batch = draw(max(BATCH // worker.count // of_batch, 1), window, generator)
         made = corrupt(batch.targets, generator)
         inputs = (made.noisy, made.times, batch.shown, batch.text)
         with torch.autocast(worker.device.type, torch.bfloat16):
             predicted = predict(*(part.to(worker.device) for part in inputs))
-        errors = ((predicted.float() - made.answers.to(worker.device)) ** 2).mean((1, 2, 3))
+        errors = ((predicted.float() - made.answers.to(worker.device)) ** 2).flatten(1).mean(1)
         return (errors * made.weights.to(worker.device)).mean(), {"window": window}
 
     def after_step(progress: Progress) -> None:

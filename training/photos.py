@@ -75,14 +75,22 @@ def training_photos(shared: Path) -> list[Photo]:
     """
     photos = [photo for photo in _painted_pairs(shared) if object_of(photo.name) not in HELD_OUT_OBJECTS]
     photos += scene_photos(shared, "garden", every=2)
-    for clip in ("wolf", "car-turn"):
-        frames = list(iio.imiter(_files(shared / "data/video", f"{clip}.mp4")[0], plugin="pyav"))
+    for clip in training_clips(shared):
+        frames = list(iio.imiter(clip, plugin="pyav"))
         for index, frame in enumerate(frames[::4]):
-            photos.append(Photo(f"{clip}-{index}", _tensor(Image.fromarray(frame))))
+            photos.append(Photo(f"{clip.stem}-{index}", _tensor(Image.fromarray(frame))))
     for index, camera in enumerate(orbit_cameras(STILL_LIFE_VIEWS, size=STILL_LIFE_SIZE, seed=1)):
         rgb = torch.as_tensor(render(camera).rgb).permute(2, 0, 1)
         photos.append(Photo(f"still-life-{index}", (rgb * 255).round().to(torch.uint8)))
     return photos
+
+
+def training_clips(shared: Path) -> list[Path]:
+    """Files of the clips to train on.
+
+    Raises `InputError` when `shared` lacks them.
+    """
+    return [_files(shared / "data/video", f"{clip}.mp4")[0] for clip in ("wolf", "car-turn")]
 
 
 def resized(picture: Tensor, short_side: int) -> Tensor:

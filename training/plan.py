@@ -8,13 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.assembly import assembled, assembled_flow
+from training.assembly import assembled, assembled_clips, assembled_flow
 from training.decoder import train_decoder
 from training.depth import NAME as DEPTH
 from training.depth import train_depth, write_views
 from training.export import export_control_net, export_pipeline
 from training.flow import FLOW, train_flow
 from training.latents import write_latents
+from training.motion import NAME as MOTION
+from training.motion import train_motion
+from training.moving import film_frames, write_moving
 from training.parallel import Worker
 from training.photos import cached_training_photos
 from training.progress import Budget
@@ -28,13 +31,13 @@ from training.words import train_words
 
 STEPS = {
     "vae": 2172, "decoder": 1800, "instruct": 14000, REFINED: 700, "text-to-image": 5000, "depth": 1500,
-    FLOW.name: 3000,
+    FLOW.name: 3000, MOTION: 3000,
 }  # fmt: skip
 """Of the stages that train for long."""
 
 STAGES = (
     "vae", "decoder", "text", "latents", "instruct", REFINED, "text-to-image", "views", "depth",
-    "words", FLOW.name, "export",
+    "words", FLOW.name, "moving", MOTION, "export",
 )  # fmt: skip
 
 PRIORS: dict[str, UnetRecipe] = {"tiny_instruct": INSTRUCT, "tiny_sd": TEXT_TO_IMAGE}
@@ -42,6 +45,9 @@ PRIORS: dict[str, UnetRecipe] = {"tiny_instruct": INSTRUCT, "tiny_sd": TEXT_TO_I
 
 CONTROL_NET = "tiny_depth"
 """Folder of the depth ControlNet."""
+
+CLIP_PRIOR = "tiny_video"
+"""Folder of the prior for clips."""
 
 FLOW_PRIOR = "tiny_flow"
 """Folder of the prior of flow matching."""
@@ -66,7 +72,7 @@ def follow(worker: Worker, plan: Plan) -> None:
     if plan.taken_over is not None and worker.leads:
         take_over(plan.taken_over, plan.work)
     worker.wait()
-    if {"vae", "decoder", "latents", REFINED} & set(plan.stages):
+    if {"vae", "decoder", "latents", REFINED, "moving"} & set(plan.stages):
         if worker.leads:
             cached_training_photos(plan.shared, plan.work / "photos.pt")
         worker.wait()
@@ -119,11 +125,26 @@ def follow(worker: Worker, plan: Plan) -> None:
             plan.seed,
             lambda: export_pipeline(assembled_flow(plan.work), plan.work, flow_snapshot),
         )
+    if "moving" in plan.stages:
+        write_moving(worker, photos, film_frames(plan.shared), plan.work, plan.seed)
+    if MOTION in plan.stages:
+        clip_snapshot = plan.work / "snapshots" / CLIP_PRIOR
+        train_motion(
+            worker,
+            plan.work,
+            plan.budgets[MOTION],
+            plan.seed,
+            lambda: export_pipeline(assembled_clips(plan.work, plan.taken_over), plan.work, clip_snapshot),
+            plan.taken_over,
+        )
     if "export" in plan.stages and worker.leads:
         for folder, recipe in PRIORS.items():
             if (plan.work / f"{recipe.name}.pt").exists():
                 export_pipeline(assembled(recipe, plan.work), plan.work, plan.out / folder)
         if (plan.work / f"{DEPTH}.pt").exists():
             export_control_net(plan.work, plan.out / CONTROL_NET)
+        if (plan.work / f"{MOTION}.pt").exists():
+            clips = assembled_clips(plan.work, plan.taken_over)
+            export_pipeline(clips, plan.work, plan.out / CLIP_PRIOR)
         if (plan.work / f"{FLOW.name}.pt").exists():
             export_pipeline(assembled_flow(plan.work), plan.work, plan.out / FLOW_PRIOR)

@@ -106,9 +106,9 @@ class Samples:
         pool = self.painted if edit == "painting" else self.edited
         variant = pool[_index(len(pool), generator)]
         target = variant.targets[self._target(edit, generator)]
-        top = _index(target.shape[1] - window + 1, generator)
-        left = _index(target.shape[2] - window + 1, generator)
-        here = (slice(None), slice(top, top + window), slice(left, left + window))
+        top = _index(target.shape[-2] - window + 1, generator)
+        left = _index(target.shape[-1] - window + 1, generator)
+        here = (..., slice(top, top + window), slice(left, left + window))
         text = self.texts[edit][_index(len(self.texts[edit]), generator)]
         photo = variant.source[here]
         dropped = torch.rand((), generator=generator).item()

@@ -34,7 +34,26 @@ def load_feature(distance: Distance, prior: Prior) -> Feature | None:
     if distance == "latents":
         return None
     describe = colours if distance == "colours" else LpipsFeatures(prior.device)
+    if prior.clip_frames:
+        return lambda latents: of_clips(describe, prior.decode(latents))
     return lambda latents: describe(prior.decode(latents))
+
+
+def of_clips(describe: Feature, clips: Float[Tensor, "n 3 frames height width"]) -> Float[Tensor, "n f"]:
+    """Features of clips whose squared distance is the mean of that of their frames.
+
+    Args:
+        describe: of pictures.
+        clips: RGB in 0..1.
+
+    Example:
+        >>> clips = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1, 1).expand(2, 3, 4, 48, 64)
+        >>> black, grey = of_clips(colours, clips)
+        >>> round((black - grey).square().sum().item(), 4)
+        0.25
+    """
+    count, frames = len(clips), clips.shape[2]
+    return describe(clips.transpose(1, 2).flatten(0, 1)).view(count, -1) / frames**0.5
 
 
 def colours(pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n f"]:

@@ -5,7 +5,11 @@ loop in `csd_nerf.editors.loop` edits any of them:
 
 - `csd_nerf.editors.window_canvas.WindowCanvas`: the windows of one picture, its latents (1, c, H, W);
 - a clip: latents (frames, c, h, w), whose places are frames. Batches are groups of frames with their anchors,
-  and a frame that is in several groups of a step has weights that add up to one over them.
+  and a frame that is in several groups of a step has weights that add up to one over them;
+- `csd_nerf.editors.clip_canvas.ClipCanvas`: a clip with a prior for clips, its latents (1, c, f, h, w), whose
+  places are overlapping stretches of it.
+
+Of a prior for clips all that is (n, c, h, w) here is (n, c, f, h, w).
 """
 
 from __future__ import annotations

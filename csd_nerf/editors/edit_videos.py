@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import overload
+from itertools import islice
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from csd_nerf import ranks
 from csd_nerf.distillation import DescentConfig
+from csd_nerf.editors.canvas import Canvas
+from csd_nerf.editors.clip_canvas import ClipCanvas
 from csd_nerf.editors.edit_pictures import reflected
 from csd_nerf.editors.frame_canvas import FrameCanvas
 from csd_nerf.editors.observer import Observer, Work
@@ -38,18 +41,20 @@ class EditedClip:
     Where several ranks share the edit, all of them have to go through its frames together.
 
     Args:
-        latents: scaled, of all frames.
+        latents: scaled, of all frames; of a prior for clips those of one clip.
         prior: whose autoencoder decodes them.
         height, width: of the frames, in pixels.
+        frames: how many there are; latents of more are not shown.
     """
 
-    latents: Float[Tensor, "frames c h w"]
+    latents: Float[Tensor, "frames c h w"] | Float[Tensor, "1 c f h w"]
     prior: Prior
     height: int
     width: int
+    frames: int
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return self.frames
 
     def __iter__(self) -> Iterator[Float[Tensor, "3 height width"]]:
         return self.decoded(Observer())
@@ -62,12 +67,35 @@ class EditedClip:
     def decoded(self, observer: Observer) -> Iterator[Float[Tensor, "3 height width"]]:
         """The frames, with somebody watching."""
         observer.start(self.work)
-        for numbers in ranks.groups(range(len(self))):
-            frames = self.prior.decode(self.latents[numbers]).cpu()
-            for number, frame in zip(numbers, frames, strict=True):
-                observer.advance(self.work, number + 1)
+        number = 0
+        for frames in self._groups():
+            for frame in frames[: self.frames - number].cpu():
+                number += 1
+                observer.advance(self.work, number)
                 yield frame[:, : self.height, : self.width]
         observer.finish(self.work)
+
+    def preview(self, prior: Prior) -> Float[Tensor, "3 height width"]:
+        """Some of the frames side by side, by a prior of this rank alone."""
+        shown = torch.linspace(0, self.frames - 1, min(PREVIEW_FRAMES, self.frames)).round().long()
+        shown = shown.to(self.latents.device)
+        if not prior.clip_frames:
+            frames = prior.decode(self.latents[shown])
+        elif prior.frame_factor == 1:
+            frames = _frames(prior.decode(self.latents[:, :, shown]))
+        else:  # an autoencoder that knows of time shows the beginning
+            frames = _frames(prior.decode(self.latents[:, :, :2]))[: min(PREVIEW_FRAMES, self.frames)]
+        return torch.cat(list(frames[:, :, : self.height, : self.width].cpu()), dim=2)
+
+    def _groups(self) -> Iterator[Float[Tensor, "n 3 height width"]]:
+        """All frames, decoded some at a time; at once where the autoencoder knows of time."""
+        if not self.prior.clip_frames:
+            for numbers in ranks.groups(range(len(self.latents))):
+                yield self.prior.decode(self.latents[numbers])
+            return
+        most = self.prior.clip_frames if self.prior.frame_factor == 1 else self.latents.shape[2]
+        for some in self.latents.split(most, dim=2):
+            yield _frames(self.prior.decode(some))
 
 
 @overload
@@ -103,6 +131,9 @@ def edit_video(
     either side, and are edited in a quarter of the steps together with them. In memory are the latents of all
     frames, one frame, and one group's work.
 
+    With a prior for clips overlapping stretches of the clip are the particles: see `ClipCanvas`. Where its
+    autoencoder knows of time all frames are in memory, too.
+
     Args:
         clip: from `read_clip`; or a tensor (F, 3, H, W), RGB in 0..1, one frame or more.
         prompt: an instruction, or for a text-to-image prior a description of the edited clip.
@@ -129,6 +160,7 @@ def edit_video(
         _check_tensor(clip)
     height, width = tuple(clip.shape[2:]) if isinstance(clip, Tensor) else (clip.height, clip.width)
     prior = loaded or settings.load_prior()
+    settings.check_kind(bool(prior.clip_frames))
     observer = observer or Observer()
     height, width = reduced_size(height, width, settings.size or prior.native_size)
     edited = _edit(clip, prompt, settings, prior, height, width, observer)
@@ -171,6 +203,7 @@ def _edit(
     editing = Work("edit", "Edit", descent.steps + (gap_descent.steps if stride > 1 else 0), "steps")
     observer.plan([encoding, editing, _decoding(count)])
 
+    stretch = settings.fitting_frames(prior) if prior.clip_frames else 1
     together = shared(prior)
     objective = settings.objective(together)
     # Now, not in the first step: a text encoder that cannot be loaded is bad input too.
@@ -183,7 +216,16 @@ def _edit(
 
     latents = source.clone()
 
-    def canvas(frames: slice, fixed: range) -> FrameCanvas:
+    def canvas(frames: slice, fixed: range) -> Canvas[Any]:
+        if prior.clip_frames:
+            return ClipCanvas(
+                latents,
+                source,
+                condition,
+                prompt,
+                window=1 + (stretch - 1) // prior.frame_factor,
+                particles=settings.particles,
+            )
         return FrameCanvas(
             latents[frames],
             source[frames],
@@ -199,13 +241,7 @@ def _edit(
     if stride > 1:
         gaps = canvas(slice(None), keyframes)
         passes.append(Pass(gaps, gap_descent, begin=lambda: fill_gaps(latents, source, keyframes)))
-    edited = EditedClip(latents, together, height, width)
-
-    def draw() -> Tensor:
-        shown = torch.linspace(0, count - 1, min(PREVIEW_FRAMES, count)).round().long()
-        frames = prior.decode(latents[shown.to(latents.device)])[:, :, :height, :width]
-        return torch.cat(list(frames.cpu()), dim=2)
-
+    edited = EditedClip(latents, together, height, width, count)
     run_passes(
         passes,
         latents,
@@ -213,7 +249,7 @@ def _edit(
         settings,
         editing,
         identity={"prompt": prompt, "clip": digest},
-        draw=draw,
+        draw=lambda: edited.preview(prior),
         observer=observer,
     )
     return edited
@@ -241,24 +277,48 @@ def fill_gaps(
 def _encode(
     clip: Clip | Tensor, prior: Prior, height: int, width: int, done: Callable[[int], None]
 ) -> tuple[Tensor, Tensor, str]:
-    """Scaled latents and condition of all frames, and what tells the frames from others."""
+    """Scaled latents and condition of all frames, and what tells the frames from others.
+
+    Of a prior for clips those of one clip, which goes on with its last frame up to a length that suits the
+    prior.
+    """
     factor = prior.vae_factor
     padded = [-(-side // factor) * factor for side in (height, width)]
     digest = hashlib.sha256()
     latents, conditions = [], []
     number = 0
-    for frames in ranks.groups(clip):
+    for frames in _groups_to_encode(clip, prior):
         pictures = []
         for frame in frames:
             small = resized(frame.detach().float().cpu(), height, width)
             digest.update((small * 65535).round().int().numpy().tobytes())
             pictures.append(reflected(small, *padded))
-        of_frames, conditions_of_frames = prior.encode_source(torch.stack(pictures).to(prior.device))
+        number += len(frames)
+        views = torch.stack(pictures)
+        if prior.clip_frames:
+            lacking = -(len(views) - 1) % prior.frame_factor
+            views = torch.cat([views, views[-1:].expand(lacking, -1, -1, -1)]).transpose(0, 1)[None]
+        of_frames, conditions_of_frames = prior.encode_source(views.to(prior.device))
         latents.append(of_frames)
         conditions.append(conditions_of_frames)
-        number += len(frames)
         done(number)
-    return torch.cat(latents), torch.cat(conditions), digest.hexdigest()
+    along = 2 if prior.clip_frames else 0
+    return torch.cat(latents, along), torch.cat(conditions, along), digest.hexdigest()
+
+
+def _groups_to_encode(clip: Clip | Tensor, prior: Prior) -> Iterator[list[Tensor]]:
+    """The frames, some at a time; all at once where the autoencoder knows of time."""
+    if not prior.clip_frames:
+        yield from ranks.groups(clip)
+        return
+    frames = iter(clip)
+    most = prior.clip_frames if prior.frame_factor == 1 else len(clip)
+    while group := list(islice(frames, most)):
+        yield group
+
+
+def _frames(clip: Float[Tensor, "1 3 frames height width"]) -> Float[Tensor, "frames 3 height width"]:
+    return clip[0].transpose(0, 1)
 
 
 def _decoding(count: int) -> Work:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Optional
 
 from csd_nerf.errors import check, check_at_least, option
 
@@ -17,6 +17,9 @@ Method = Literal["csd-edit", "dds", "cds", "sds", "pds", "csd"]
 @dataclass
 class EditSettings:
     """How a picture or a clip is edited. Values left out are those of the method, or what suits the prior."""
+
+    clips_too: ClassVar[bool] = False
+    """Whether the prior may also be one for clips."""
 
     method: Method = "csd-edit"
     """csd-edit follows an instruction and needs an InstructPix2Pix. dds, cds and pds compare two descriptions
@@ -119,7 +122,7 @@ class EditSettings:
         descent.check("--")
         config = self.objective_config()
         config.check(particles=self.particles, source_prompt=self.source_prompt)
-        folder = check_prior(self.prior)
+        folder = check_prior(self.prior, clips_too=self.clips_too)
         if folder is not None:
             check_fit(
                 config.residual,
@@ -144,7 +147,13 @@ class EditSettings:
             vae=self.vae,
             vae_dtype=as_dtype(self.vae_precision),
             unet_batch_size=self.unet_batch_size,
+            clips_too=self.clips_too,
+            **self._prior_options(),
         )
+
+    def _prior_options(self) -> dict[str, Any]:
+        """What else `load_prior` is to be told."""
+        return {}
 
     def present_device(self) -> Literal["cuda", "cpu"]:
         """Where to compute."""
@@ -195,8 +204,16 @@ class PictureSettings(EditSettings):
 
 @dataclass
 class VideoSettings(EditSettings):
-    """How a clip is edited. Its frames are the particles."""
+    """How a clip is edited. Its frames are the particles; with a prior for clips, overlapping stretches."""
 
+    clips_too: ClassVar[bool] = True
+
+    motion: str = ""
+    """Layers of motion that make a prior for clips of one for pictures: a hub id or folder of a motion
+    adapter, such as guoyww/animatediff-motion-adapter-v1-5-3 for Stable Diffusion 1.5."""
+    clip_frames: Optional[int] = None  # noqa: UP045
+    """Frames that a prior for clips sees at once; longer clips are cut into overlapping stretches, which
+    share their scores. Default as many as it was made for."""
     size: Optional[int] = None  # noqa: UP045
     """Short side in pixels at which frames are edited and written; a smaller clip keeps its size. Default the
     size that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
@@ -219,8 +236,15 @@ class VideoSettings(EditSettings):
         return config
 
     def check(self, prompts: tuple[str, ...]) -> None:
+        from csd_nerf.priors import check_motion, check_prior
+        from csd_nerf.priors.folder import is_for_clips
+
         super().check(prompts)
-        for name in ("size", "anchors", "keyframe_stride"):
+        folder = check_prior(self.prior, clips_too=True)
+        check_motion(self.motion, folder)
+        if folder is not None or self.motion:
+            self.check_kind(bool(self.motion) or (folder is not None and is_for_clips(folder)))
+        for name in ("size", "anchors", "keyframe_stride", "clip_frames"):
             check_at_least(name, getattr(self, name), 1)
         check(
             self.particles >= 2,
@@ -234,6 +258,53 @@ class VideoSettings(EditSettings):
             expected=f"fewer than the {self.particles} particles of a group",
             got=self.anchors,
         )
+
+    def check_kind(self, for_clips: bool) -> None:
+        """Refuse options that mean nothing to the kind of prior.
+
+        Args:
+            for_clips: whether it is one for clips (`Prior.clip_frames`).
+
+        Raises:
+            InputError: anchors or keyframes with one for clips, a length of clips with one for pictures.
+        """
+        for name, holds, other in (
+            ("anchors", self.anchors is None or not for_clips, "clips, which sees neighbouring frames"),
+            ("keyframe_stride", self.keyframe_stride <= 1 or not for_clips, "clips, which sees neighbours"),
+            ("clip_frames", self.clip_frames is None or for_clips, "pictures, which sees single frames"),
+        ):
+            check(
+                holds,
+                option(name),
+                expected="no such option" if name != "keyframe_stride" else "1",
+                got=f"{getattr(self, name)}, with a prior for {other}",
+                hint="leave it out, or use a prior for " + ("pictures" if for_clips else "clips"),
+            )
+
+    def fitting_frames(self, prior: "Prior") -> int:
+        """How many frames a prior for clips sees at once.
+
+        Raises:
+            InputError: as many do not suit it.
+        """
+        frames, factor = self.clip_frames or prior.clip_frames, prior.frame_factor
+        nearest = max(round((frames - 1) / factor), 1) * factor + 1
+        check(
+            (frames - 1) % factor == 0,
+            option("clip_frames"),
+            expected=f"a multiple of {factor} and one more, such as {nearest}",
+            got=frames,
+        )
+        check(
+            prior.most_frames is None or frames <= prior.most_frames,
+            option("clip_frames"),
+            expected=f"{prior.most_frames} at most, for which the prior has positions",
+            got=frames,
+        )
+        return frames
+
+    def _prior_options(self) -> dict[str, Any]:
+        return {"motion": self.motion}
 
     def shared_frames(self) -> int:
         """The number of anchors, as given or by default."""

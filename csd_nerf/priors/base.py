@@ -119,17 +119,23 @@ with the picture, with both), by what the prompt changes (rows without it and wi
 because guidance was distilled into it (one row)."""
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The order of a picture's numbers in memory that convolutions are fast in."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format  # slower on CPUs
+def memory_format(device: torch.device, dimensions: int = 4) -> torch.memory_format:
+    """The order of numbers in memory that convolutions are fast in; clips have five dimensions."""
+    if device.type == "cuda" and dimensions == 4:
+        return torch.channels_last  # slower on CPUs
+    return torch.contiguous_format
 
 
 class Prior(ABC):
-    """A frozen diffusion model that says how pictures should change.
+    """A frozen diffusion model that says how pictures, or short clips, should change.
 
     Deliberately not an `nn.Module`: a prior held by one would end up in its checkpoints. Pictures are RGB in
     0..1. "Scaled" latents are those that are noised and denoised, of about unit deviation. All results are
     float32.
+
+    Of a model for clips a view is a clip: wherever this says (n, c, h, w) of latents and conditions it takes
+    and gives (n, c, f, h, w), and of pictures (n, 3, frames, height, width), with
+    `f = 1 + (frames - 1) / frame_factor`.
 
     Attributes:
         image_conditioned: whether the model edits a picture that it is shown, by instruction. A text-to-image
@@ -148,9 +154,12 @@ class Prior(ABC):
         vae_factor: pixels per latent along each side; picture sides must be multiples of it. Where a model
             packs what its VAE gives into larger patches, those are its latents.
         native_size: side in pixels of the square pictures that the model was made for.
+        clip_frames: frames of the clips that the model was made for; 0 of a model for pictures.
+        most_frames: of a clip that it can see at once; None for any number.
+        frame_factor: frames per latent in time: clips must have a multiple of it and one frame more.
         device: where the models are.
         dtype: precision of the U-Net, or of the transformer in its place.
-        unet_batch_size: most rows that go through the U-Net at once.
+        unet_batch_size: most rows that go through the U-Net at once; a clip counts as its latents in time.
         vae_batch_size: most pictures that go through the VAE at once.
         unet_evaluations: rows the U-Net has evaluated so far.
         self_attention_layers: how many maps `self_attention_features` gives; 0 for a model without.
@@ -165,6 +174,9 @@ class Prior(ABC):
     latent_channels: int
     vae_factor: int
     native_size: int
+    clip_frames: int = 0
+    most_frames: int | None = None
+    frame_factor: int = 1
     device: torch.device
     dtype: torch.dtype
     unet_batch_size: int

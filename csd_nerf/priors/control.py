@@ -7,7 +7,14 @@ from typing import Any, Literal
 
 from csd_nerf.bundled import BUNDLED_CONTROL_NETS
 from csd_nerf.errors import InputError, check, option
-from csd_nerf.priors.folder import check_model_weights, is_image_conditioned, is_xl, read_json, vae_factor
+from csd_nerf.priors.folder import (
+    check_model_weights,
+    is_for_clips,
+    is_image_conditioned,
+    is_xl,
+    read_json,
+    vae_factor,
+)
 from csd_nerf.priors.names import find_model
 
 CONTROL_NAMES_HELP = (
@@ -133,6 +140,13 @@ def check_control_folder(folder: Path, prior_folder: Path | None, *, with_weight
 
 
 def _check_kind(prior_folder: Path) -> None:
+    check(
+        not is_for_clips(prior_folder),
+        "a ControlNet cannot be put beside a prior for clips",
+        expected="a text-to-image prior",
+        got=f"a model that sees several frames at once, {prior_folder}",
+        hint="leave out the ControlNet, or use stable-diffusion-v1-5/stable-diffusion-v1-5",
+    )
     if is_image_conditioned(prior_folder):
         raise InputError(
             "a ControlNet cannot be put beside a prior that is shown the source picture already",

@@ -27,9 +27,11 @@ _TEXT_PARTS: dict[str, tuple[TextPart, ...]] = {
     "Flux2KleinPipeline": (TextPart("tokenizer", "Qwen2TokenizerFast", "text_encoder", "Qwen3ForCausalLM"),),
     "QwenImageEditPlusPipeline": (TextPart("processor", *_VISION_AND_LANGUAGE),),
     "LongCatImageEditPipeline": (TextPart("text_processor", *_VISION_AND_LANGUAGE),),
+    "WanPipeline": (TextPart("tokenizer", "T5TokenizerFast", "text_encoder", "UMT5EncoderModel"),),
 }
 _TEXT_PARTS |= {
     "FluxPipeline": _TEXT_PARTS["FluxKontextPipeline"],
+    "LucyEditPipeline": _TEXT_PARTS["WanPipeline"],
     "Flux2KleinKVPipeline": _TEXT_PARTS["Flux2KleinPipeline"],
 }
 _CLASSES = {
@@ -39,6 +41,8 @@ _CLASSES = {
     "Flux2KleinKVPipeline": ("flux2_klein_kv", "Flux2KleinKV"),
     "QwenImageEditPlusPipeline": ("qwen_image_edit", "QwenImageEdit"),
     "LongCatImageEditPipeline": ("longcat_image_edit", "LongCatImageEdit"),
+    "WanPipeline": ("wan", "Wan"),
+    "LucyEditPipeline": ("wan", "LucyEdit"),
 }
 """Module and name of the prior of each pipeline; each needs another part of diffusers."""
 
@@ -116,7 +120,7 @@ def time_shift(pipeline: str, scheduler: dict[str, Any]) -> float:
         scheduler: config of its scheduler.
     """
     if not scheduler.get("use_dynamic_shifting"):
-        return float(scheduler.get("shift", 1.0))
+        return float(scheduler.get("shift", scheduler.get("flow_shift", 1.0)))
     if not pipeline.startswith("Flux2Klein"):
         fewest, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
         low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)

@@ -40,6 +40,7 @@ class FlowPipeline:
         processor: folder of what prepares words and pictures for a text encoder that sees both; empty where
             it sees words alone.
         edits: whether it is a model that edits pictures, or else one that makes them of a description.
+        clips: whether its pictures are clips.
     """
 
     transformer: str
@@ -47,6 +48,7 @@ class FlowPipeline:
     second_text_encoder: bool = False
     processor: str = ""
     edits: bool = True
+    clips: bool = False
 
     @property
     def weights(self) -> dict[str, str]:
@@ -84,6 +86,8 @@ FLOW_PIPELINES = {
     "LongCatImageEditPipeline": FlowPipeline(
         "LongCatImageTransformer2DModel", "AutoencoderKL", processor="text_processor"
     ),
+    "WanPipeline": FlowPipeline("WanTransformer3DModel", "AutoencoderKLWan", edits=False, clips=True),
+    "LucyEditPipeline": FlowPipeline("WanTransformer3DModel", "AutoencoderKLWan", clips=True),
 }
 """By the class that a folder's model_index.json names."""
 PICTURE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -92,6 +96,8 @@ VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """Either will do: without any, a tokenizer would take every word for an unknown one."""
 HALF = "fp16"
 """The variant in whose files models are saved in half precision, often alone."""
+CLIP_UNET = "UNetMotionModel"
+"""Class of a U-Net with layers of motion in it."""
 NOISE_PREDICTIONS = ("epsilon", "v_prediction")
 """What a U-Net may predict: what can be turned into noise."""
 NOISE_LEVELS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
@@ -157,6 +163,13 @@ def check_folder(folder: Path, *, with_weights: bool = True) -> None:
     unet, vae = contents["unet/config.json"], contents["vae/config.json"]
     check_channels(unet.get("in_channels"), vae.get("latent_channels"))
     _check_conditions(folder, unet)
+    check(
+        not (unet.get("_class_name") == CLIP_UNET and is_xl(folder)),
+        f"the prior in {folder} is of a kind that cannot be used",
+        expected="layers of motion in a Stable Diffusion 1 or 2",
+        got="layers of motion in an XL",
+        hint="use another model",
+    )
     sample_size(unet)
     check_scheduler(folder, contents["scheduler/scheduler_config.json"])
     check_autoencoder(folder / "vae", vae, ("AutoencoderKL",))
@@ -258,7 +271,6 @@ def _check_flow(folder: Path, flow: FlowPipeline, contents: dict[str, dict[str, 
     for name, wanted in (
         ("transformer/config.json", flow.transformer),
         ("vae/config.json", flow.vae),
-        ("scheduler/scheduler_config.json", FLOW_SCHEDULER),
     ):
         check(
             contents[name].get("_class_name") == wanted,
@@ -267,15 +279,38 @@ def _check_flow(folder: Path, flow: FlowPipeline, contents: dict[str, dict[str, 
             got=repr(contents[name].get("_class_name")),
             hint=REPAIR_HINT,
         )
+    scheduler = contents["scheduler/scheduler_config.json"]
+    check(
+        scheduler.get("_class_name") == FLOW_SCHEDULER
+        or bool(flow.clips and scheduler.get("use_flow_sigmas")),
+        f"the prior in {folder} has a part of another kind",
+        expected=f"{FLOW_SCHEDULER} in scheduler/scheduler_config.json"
+        + (", or another with use_flow_sigmas" if flow.clips else ""),
+        got=repr(scheduler.get("_class_name")),
+        hint=REPAIR_HINT,
+    )
     channels = contents["transformer/config.json"].get("in_channels")
     vae = contents["vae/config.json"]
     latents = vae.get("latent_channels") or vae.get("z_dim") or 0
+    if flow.clips:
+        fitting = (1 + flow.edits) * latents
+        of = f"{latents} latent channels" + (", noisy and of the source" if flow.edits else "")
+    else:
+        fitting, of = PATCH**2 * latents, f"{PATCH} x {PATCH} of {latents} latent channels"
     check(
-        channels == PATCH**2 * latents,
+        channels == fitting,
         f"the transformer and the autoencoder in {folder} are not of one model",
-        expected=f"{PATCH**2 * latents} input channels, for {PATCH} x {PATCH} of {latents} latent channels",
+        expected=f"{fitting} input channels, for {of}",
         got=f"{channels} input channels",
         hint=REPAIR_HINT,
+    )
+    stages = contents["model_index.json"].get("boundary_ratio")
+    check(
+        stages is None,
+        f"the prior in {folder} has two transformers, one for much noise and one for little",
+        expected="a model with one, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        got=f"boundary_ratio {stages}",
+        hint="use another model",
     )
 
 
@@ -288,7 +323,7 @@ def vae_factor(folder: Path) -> int:
 def pixels_per_latent(vae: dict[str, Any]) -> int:
     """The same, from the config of an autoencoder of any class, which halves between two blocks."""
     blocks = next(filter(None, map(vae.get, _BLOCKS)), [0])
-    return 2 ** (len(blocks) - 1)
+    return vae.get("scale_factor_spatial") or 2 ** (len(blocks) - 1)
 
 
 _BLOCKS = ("encoder_block_out_channels", "block_out_channels", "dim_mult")
@@ -385,6 +420,32 @@ def is_image_conditioned(folder: Path) -> bool:
         return flow.edits
     unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
     return check_channels(unet.get("in_channels"), vae.get("latent_channels"))
+
+
+def is_for_clips(folder: Path) -> bool:
+    """Whether a folder that was checked holds a model for clips, see `Prior.clip_frames`."""
+    flow = flow_pipeline(folder)
+    if flow is not None:
+        return flow.clips
+    return read_json(folder / "unet/config.json").get("_class_name") == CLIP_UNET
+
+
+def check_pictures(folder: Path) -> None:
+    """Refuse a model for clips where pictures are edited.
+
+    Args:
+        folder: of a prior, checked.
+
+    Raises:
+        InputError: it is one.
+    """
+    check(
+        not is_for_clips(folder),
+        f"the prior in {folder} is one for clips, and here pictures are edited",
+        expected="a prior for pictures, such as tiny-instruct or timbrooks/instruct-pix2pix",
+        got="a model that sees several frames at once",
+        hint="use another prior, or `csd-nerf video`, which edits clips with this one",
+    )
 
 
 def guided_by(folder: Path) -> GuidedBy:

@@ -73,7 +73,7 @@ class LatentDiffusion(LatentPrior):
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.vae_factor = pixels_per_latent(dict(vae.config))
         self.native_size = sample_size(dict(unet.config)) * self.vae_factor
-        self.self_attention_layers = len(up_block_self_attention(unet))
+        self.self_attention_layers = 0 if self.clip_frames else len(up_block_self_attention(unet))
         self._condition_channels = unet_channels - latent_channels
 
     @torch.no_grad()
@@ -85,7 +85,8 @@ class LatentDiffusion(LatentPrior):
         condition: Float[Tensor, "m k h w"] | None,
     ) -> Float[Tensor, "m c h w"]:
         rows, timestep, words = self._inputs(noisy, t, text, condition)
-        batches = zip(rows.split(self.unet_batch_size), words.split(self.unet_batch_size), strict=True)
+        most = self._rows_at_once(rows)
+        batches = zip(rows.split(most), words.split(most), strict=True)
         with self._own_precision():
             outputs = [
                 self._evaluate(self.unet, batch, timestep, batch_words) for batch, batch_words in batches
@@ -118,7 +119,7 @@ class LatentDiffusion(LatentPrior):
         if condition is None:
             condition = noisy.new_zeros(len(noisy), self._condition_channels, *noisy.shape[2:])
         rows = torch.cat([noisy, condition], dim=1).to(self.dtype)  # (M, c + k, h, w)
-        rows = rows.contiguous(memory_format=memory_format(self.device))
+        rows = rows.contiguous(memory_format=memory_format(self.device, rows.ndim))
         words = cast(Tensor, text).to(self.dtype)  # what `_encode_text` gives
         return rows, torch.tensor(t, device=self.device), words
 

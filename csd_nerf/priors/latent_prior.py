@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 from csd_nerf.priors.base import NoiseSchedule, Prior, Text, joined, memory_format
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,14 @@ class LatentPrior(Prior):
             return function(inputs)
         return torch.cat([checkpoint(function, batch, use_reentrant=False) for batch in batches])
 
+    def _rows_at_once(self, rows: Tensor) -> int:
+        """How many of rows of latents go through the network at once."""
+        return max(self.unet_batch_size // (rows.shape[2] if self.clip_frames else 1), 1)
+
     def _check_size(self, images: Tensor) -> None:
+        check_dimensions(images, self.clip_frames)
+        if self.clip_frames:
+            self._check_frames(images.shape[2])
         height, width = images.shape[-2:]
         if height % self.vae_factor or width % self.vae_factor:
             raise InputError(
@@ -95,6 +102,17 @@ class LatentPrior(Prior):
                 got=f"{height} x {width}",
                 hint=f"the nearest size is {self._fitting(height)} x {self._fitting(width)}",
             )
+
+    def _check_frames(self, count: int) -> None:
+        fits = (count - 1) % self.frame_factor == 0
+        nearest = max(round((count - 1) / self.frame_factor), 0) * self.frame_factor + 1
+        check(
+            fits,
+            "the length of the clip does not suit the prior's VAE",
+            expected=f"a multiple of {self.frame_factor} frames and one more",
+            got=f"{count} frames",
+            hint=f"the nearest length is {nearest}",
+        )
 
     def _encode_batch(self, images: Tensor) -> Tensor:
         with self._own_precision():
@@ -108,7 +126,7 @@ class LatentPrior(Prior):
             return self.vae.decode(self._vae_input(unscaled)).sample.float().contiguous() / 2 + 0.5
 
     def _vae_input(self, batch: Tensor) -> Tensor:
-        return batch.to(self.vae.dtype).contiguous(memory_format=memory_format(self.device))
+        return batch.to(self.vae.dtype).contiguous(memory_format=memory_format(self.device, batch.ndim))
 
     def _tokens(self, tokenizer: Any, prompts: list[str], limit: int) -> Any:
         """Tokens of each prompt, as many as the text encoder takes, and which of them count."""
@@ -126,3 +144,27 @@ class LatentPrior(Prior):
 
     def _fitting(self, side: int) -> int:
         return max(round(side / self.vae_factor), 1) * self.vae_factor
+
+
+def check_dimensions(images: Tensor, clip_frames: int) -> None:
+    """See that a model for clips is given clips, and one for pictures pictures.
+
+    Args:
+        images: that it is given.
+        clip_frames: of the model, see `Prior`.
+
+    Raises:
+        InputError: it is the other way round.
+    """
+    wanted = (
+        "clips (n, channels, frames, height, width)"
+        if clip_frames
+        else "pictures (n, channels, height, width)"
+    )
+    check(
+        images.ndim == (5 if clip_frames else 4),
+        f"the prior is one for {'clips' if clip_frames else 'pictures'}",
+        expected=wanted,
+        got=tuple(images.shape),
+        hint="use a prior for pictures" if clip_frames else "use a prior for clips",
+    )

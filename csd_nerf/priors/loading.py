@@ -37,12 +37,15 @@ from csd_nerf.priors.folder import (
     SECOND_TEXT_ENCODER,
     WEIGHTS,
     check_folder,
+    check_pictures,
     flow_pipeline,
+    is_for_clips,
     is_image_conditioned,
     is_xl,
     read_json,
 )
 from csd_nerf.priors.memory import Load, check_memory
+from csd_nerf.priors.motion import MOTION_NAMES_HELP, MOTION_WEIGHTS, check_motion, check_motion_folder
 from csd_nerf.priors.names import find_model
 from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place
 from csd_nerf.priors.quantized import Quantization, check_quantization
@@ -54,11 +57,12 @@ NAMES_HELP = (
 _WEIGHT_ENDINGS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")  # whole or in shards
 
 
-def check_prior(name: str) -> Path | None:
+def check_prior(name: str, *, clips_too: bool = False) -> Path | None:
     """Check, without loading anything heavy, that a prior can be what its name promises.
 
     Args:
         name: bundled name, folder, or hub id.
+        clips_too: whether it may also be a model for clips (`Prior.clip_frames`).
 
     Returns:
         The prior's folder, or None for a hub id, which is checked when it is loaded.
@@ -75,6 +79,8 @@ def check_prior(name: str) -> Path | None:
     )
     if folder is not None:
         check_folder(folder)
+        if not clips_too:
+            check_pictures(folder)
     return folder
 
 
@@ -90,6 +96,8 @@ def load_prior(
     compile_unet: bool = False,
     quantization: Quantization = "none",
     control: ControlConfig = NO_CONTROL,
+    clips_too: bool = False,
+    motion: str = "",
 ) -> Prior:
     """Load a prior of whichever class the model is, or a `ControlNet` about it.
 
@@ -108,23 +116,31 @@ def load_prior(
         quantization: of the linear layers of the U-Net, or of the transformer and its text encoders: "int8"
             or "nf4" (4 bits), by bitsandbytes.
         control: a ControlNet to be put beside a text-to-image model; in the U-Net's precision.
+        clips_too: whether it may also be a model for clips (`Prior.clip_frames`).
+        motion: folder or hub id of layers of motion (a `MotionAdapter`) that make a model for clips of one
+            for pictures; empty for none.
 
     Raises:
-        InputError: as `check_prior`, `check_vae` and `check_control`; a model that cannot be fetched or
-            read; a device that is not there, or has too little memory free for the weights.
+        InputError: as `check_prior`, `check_vae`, `check_control` and `check_motion`; a model that
+            cannot be fetched or read; a device that is not there, or has too little memory free for the
+            weights.
     """
     device = check_device(device)
     check_quantization(quantization)
-    folder = check_prior(name)
+    folder = check_prior(name, clips_too=clips_too)
     vae_folder = check_vae(vae, folder)
     control_folder = check_control(control, folder)
-    folder = folder or _download(name)
+    motion_folder = check_motion(motion, folder)
+    folder = folder or _download(name, clips_too)
     if vae:
         vae_folder = vae_folder or _download_vae(vae, folder)
         check_vae_folder(vae_folder, folder)
     if control.net:
         control_folder = control_folder or _download_control(control.net, folder)
         check_control_folder(control_folder, folder)
+    if motion:
+        motion_folder = motion_folder or _download_motion(motion, folder)
+        check_motion_folder(motion_folder, folder)
     if flow_pipeline(folder) is not None:
         return load_flow(
             folder,
@@ -137,8 +153,9 @@ def load_prior(
             quantization=quantization,
         )
     import diffusers
-    from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
+    from diffusers import ControlNetModel, DDPMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
+    from csd_nerf.priors.animated import AnimatedInstructPix2Pix, AnimatedStableDiffusion
     from csd_nerf.priors.control_net import ControlNet
     from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
     from csd_nerf.priors.instruct_pix2pix_xl import InstructPix2PixXL
@@ -158,18 +175,27 @@ def load_prior(
     ]
     if control_folder is not None and control.picture != "none":
         loads.append(Load("control net", control_folder, dtype))
+    if motion_folder is not None:
+        loads.append(Load("motion", motion_folder, dtype, quantization))
     check_memory(folder, loads, device)
     # DDPM stands for whatever scheduler the model names: only the noise levels are used, and all share those.
     scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(folder, subfolder="scheduler"))
-    unet = place(
-        load_weights(UNet2DConditionModel, folder / "unet", dtype), device, compile_unet, quantization
+    for_clips = motion_folder is not None or is_for_clips(folder)
+    unet = load_weights(
+        UNetMotionModel if is_for_clips(folder) else UNet2DConditionModel, folder / "unet", dtype
     )
+    if motion_folder is not None:
+        adapter = load_weights(MotionAdapter, motion_folder, dtype)
+        of_pictures, unet = unet, UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
+        unet.load_state_dict(of_pictures.state_dict() | adapter.state_dict(), assign=True)
+    unet = place(unet, device, compile_unet, quantization)
     vae_class = getattr(diffusers, vae_config.get("_class_name", "AutoencoderKL"))
     autoencoder = load_weights(vae_class, vae_folder, vae_dtype)
     own_scale = scaling_factor(read_json(own_vae / "config.json"))
-    kind: Callable[..., Prior] = StableDiffusion
+    kind: Callable[..., Prior] = AnimatedStableDiffusion if for_clips else StableDiffusion
     if is_image_conditioned(folder):
-        kind = partial(InstructPix2Pix, trained_scaling_factor=own_scale)
+        kind = AnimatedInstructPix2Pix if for_clips else InstructPix2Pix
+        kind = partial(kind, trained_scaling_factor=own_scale)
     if is_xl(folder):
         index = read_json(folder / "model_index.json")
         empty_is_zero = bool(index.get("force_zeros_for_empty_prompt", True))
@@ -237,7 +263,7 @@ def _text_parts(folder: Path) -> list[TextPart]:
     return parts
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, clips_too: bool) -> Path:
     """The folder of a hub model in the local cache, fetched as far as it is not there yet."""
     # Repositories also hold half-precision copies and single-file checkpoints, which are left there.
     configs = [*CONFIGS, f"{SECOND_TEXT_ENCODER}/config.json", "tokenizer/*", "tokenizer_2/*"]
@@ -245,6 +271,8 @@ def _download(hub_id: str) -> Path:
     configs.append("transformer/config.json")
     folder = _fetch(hub_id, configs, NAMES_HELP)
     check_folder(folder, with_weights=False)  # before gigabytes are fetched
+    if not clips_too:
+        check_pictures(folder)
     flow = flow_pipeline(folder)
     stems = {**WEIGHTS, SECOND_TEXT_ENCODER: "model"} if flow is None else flow.weights
     weights = [f"{part}/{stem}{ending}" for part, stem in stems.items() for ending in _WEIGHT_ENDINGS]
@@ -259,6 +287,14 @@ def _download_control(hub_id: str, prior_folder: Path) -> Path:
     check_control_folder(_fetch(hub_id, config, CONTROL_NAMES_HELP), prior_folder, with_weights=False)
     weights = [CONTROL_WEIGHTS + ending for ending in _WEIGHT_ENDINGS]
     return _fetch(hub_id, config + weights, CONTROL_NAMES_HELP)
+
+
+def _download_motion(hub_id: str, prior_folder: Path) -> Path:
+    """The same of layers of motion for a prior."""
+    config = ["config.json"]
+    check_motion_folder(_fetch(hub_id, config, MOTION_NAMES_HELP), prior_folder, with_weights=False)
+    weights = [MOTION_WEIGHTS + ending for ending in _WEIGHT_ENDINGS]
+    return _fetch(hub_id, config + weights, MOTION_NAMES_HELP)
 
 
 def _download_vae(hub_id: str, prior_folder: Path) -> Path:

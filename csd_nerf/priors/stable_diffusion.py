@@ -21,4 +21,4 @@ class StableDiffusion(LatentDiffusion):
         """Nothing: no channels, of the latents' size."""
         self._check_size(images)
         height, width = (side // self.vae_factor for side in images.shape[-2:])
-        return images.new_zeros(len(images), 0, height, width)
+        return images.new_zeros(len(images), 0, *images.shape[2:-2], height, width)

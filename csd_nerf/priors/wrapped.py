@@ -26,6 +26,9 @@ class Wrapped(Prior):
         self.latent_channels = prior.latent_channels
         self.vae_factor = prior.vae_factor
         self.native_size = prior.native_size
+        self.clip_frames = prior.clip_frames
+        self.most_frames = prior.most_frames
+        self.frame_factor = prior.frame_factor
         self.dtype = prior.dtype
         self.unet_batch_size = prior.unet_batch_size
         self.vae_batch_size = prior.vae_batch_size
