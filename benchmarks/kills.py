@@ -5,7 +5,8 @@ after a random part of that time, and what goes on with it is run, perhaps kille
 outcome must be that of the undisturbed run, to `--tolerance`. A run that was killed before its first
 checkpoint begins anew.
 
-Run `python benchmarks/kills.py --help` for the settings. Leaves `kills.json` in `--output`.
+Run `python benchmarks/kills.py --help` for the settings. Leaves `kills.json` in `--output`. It can be killed
+itself: the same command goes on.
 """
 
 import json
@@ -26,12 +27,47 @@ import tyro
 from PIL import Image
 
 from csd_nerf.checkpoints import whole_checkpoints
+from csd_nerf.files import whole_file, write_text
 from csd_nerf.media import read_clip
 from csd_nerf.nerf.runs import read_checkpoint
 from csd_nerf.scenes.dataset import write_dataset
 
+OF_PICTURES = ("image", "panorama", "video", "try")
+"""Commands whose outcome is rounded to 8 bits."""
+
 LEAST_SECONDS = 0.5
 """Of a command before it is killed: what is left is Python that starts."""
+
+SMALLEST_DEMO = """
+import sys
+from pathlib import Path
+from csd_nerf.demo.demo_command import Demo
+from csd_nerf.demo.demo_settings import Sizes
+
+FEW_RAYS = ("--pipeline.datamanager.train-num-rays-per-batch", "128", "--steps-per-save", "4")
+SMALL = ("--pipeline.render-size", "32", "--pipeline.picture-size", "32", "--pipeline.fits-per-round", "4")
+sizes = Sizes(
+    views=10, size=32, picture_size=32, turntable_size=16, turntable_frames=2,
+    train_arguments=FEW_RAYS, edit_arguments=(*SMALL, *FEW_RAYS),
+)
+Demo(Path(sys.argv[1]), prompt="make it night", train_steps=20, edit_steps=12).run(sizes)
+"""
+"""`csd-nerf demo`, whose sizes are no options."""
+
+SMALLEST_COMPARISON = """
+machine: {device_type: cpu}
+mixed_precision: false
+pipeline:
+  prior: tiny-instruct
+  particles: 2
+  fits_per_round: 4
+  render_size: 32
+  picture_size: 32
+  picture_views: 1
+  descent: {steps: 2}
+  datamanager: {photo_size: 32}
+"""
+"""Recipe for `csd-nerf compare`."""
 
 
 @dataclass
@@ -39,7 +75,7 @@ class Settings:
     """What to kill, how often, and what may differ."""
 
     output: Path
-    """Folder for runs and figures; a new one."""
+    """Folder for runs and figures."""
     kills: int = 50
     """All together, spread evenly over the commands."""
     seed: int = 0
@@ -69,24 +105,29 @@ class Command:
 
 def commands_on(folder: Path) -> dict[str, Command]:
     """Every command, on a still life that is rendered, trained and edited here first."""
-    data = write_dataset(folder / "still_life", views=12, size=32)
+    data = folder / "still_life"
     scene, edit = folder / "runs/scene/csd-nerfacto-tiny/T", folder / "runs/scene/csd-edit-tiny/T"
     few_rays = ["--pipeline.datamanager.train-num-rays-per-batch", "128"]
     train = ["ns-train", "csd-nerfacto-tiny", "--data", str(data), *_runs(folder), *few_rays]
-    call([*train, "--max-num-iterations", "40"])
     small = [
         *("--prompt", "make it night", "--max-num-iterations", "12", "--pipeline.fits-per-round", "4"),
         *("--pipeline.render-size", "32", "--pipeline.picture-size", "32", "--pipeline.picture-views", "2"),
         *("--pipeline.turntable-frames", "3", "--pipeline.particles", "2", "--steps-per-save", "3"),
     ]
     ask = ["ns-train", "csd-edit-tiny", "--load-dir", str(scene), *small, *few_rays]
-    call([*ask, *_runs(folder)])
-    picture = folder / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(picture)
-    frames = folder / "frames"
-    frames.mkdir()
-    for number in range(4):
-        Image.fromarray(np.full((64, 64, 3), 40 * number, np.uint8)).save(frames / f"{number}.png")
+    picture, wide, frames = folder / "picture.png", folder / "wide.png", folder / "frames"
+    recipe = folder / "moment.yaml"
+    if not recipe.exists():  # written last
+        write_dataset(data, views=12, size=32)
+        call([*train, "--max-num-iterations", "40"])
+        call([*ask, *_runs(folder)])
+        for file, height, width in ((picture, 64, 64), (wide, 96, 224)):
+            pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+            Image.fromarray(pixels).save(file)
+        frames.mkdir(exist_ok=True)
+        for number in range(4):
+            Image.fromarray(np.full((64, 64, 3), 40 * number, np.uint8)).save(frames / f"{number}.png")
+        recipe.write_text(SMALLEST_COMPARISON, encoding="utf8")
 
     def trains(*options: str) -> Command:
         words = [*train, "--max-num-iterations", "60", "--steps-per-save", "10", *options]
@@ -96,8 +137,10 @@ def commands_on(folder: Path) -> dict[str, Command]:
             if not found:
                 return [*words, *_runs(own)]
             step, file = next(reversed(found.items()))
+            if step == 59:  # killed after its last checkpoint: nothing is left to do
+                return ["python", "-c", ""]
             left = [*words, *_runs(own), "--load-checkpoint", str(file)]
-            left[left.index("--max-num-iterations") + 1] = str(max(60 - step - 1, 0))
+            left[left.index("--max-num-iterations") + 1] = str(59 - step)
             return left
 
         return Command(
@@ -126,7 +169,25 @@ def commands_on(folder: Path) -> dict[str, Command]:
         "edit, newest only": edits("--save-only-latest-checkpoint", "True"),
         "evaluate": same(
             lambda own: ["csd-nerf", "evaluate", str(edit), "--views", "3", "--output", str(own / "e.json")],
-            lambda own: _figures(own / "e.json"),
+            lambda own: _figures(json.loads((own / "e.json").read_text(encoding="utf8"))["figures"]),
+        ),
+        "demo": same(
+            lambda own: ["python", "-c", SMALLEST_DEMO, str(own / "demo")],
+            lambda own: np.concatenate(
+                [
+                    _weights_in(own / "demo" / "runs/scene/csd-nerfacto-tiny/demo/nerfstudio_models"),
+                    _weights_in(own / "demo" / "runs/edit/csd-edit-tiny/demo/nerfstudio_models"),
+                    [(own / "demo" / name).exists() for name in ("index.html", "pictures/turntable.mp4")],
+                ]
+            ),
+        ),
+        "compare": same(
+            lambda own: [
+                *("csd-nerf", "compare", "--output", str(own / "compare"), "--load-dir", str(scene)),
+                *("--prompts", "make it night", "--methods", "csd-edit", "--seeds", "0", "--views", "2"),
+                *("--evaluations", "200", "--recipe", str(recipe), "--turntable-frames", "2"),
+            ],
+            lambda own: _compared(own / "compare"),
         ),
         "try": same(
             lambda own: [
@@ -137,6 +198,10 @@ def commands_on(folder: Path) -> dict[str, Command]:
         ),
         "image": same(
             lambda own: ["csd-nerf", "image", str(picture), *asks, "-o", str(own / "o.png"), "--force"],
+            lambda own: np.asarray(Image.open(own / "o.png")).astype(float) / 255,
+        ),
+        "panorama": same(
+            lambda own: ["csd-nerf", "panorama", str(wide), *asks, "-o", str(own / "o.png"), "--force"],
             lambda own: np.asarray(Image.open(own / "o.png")).astype(float) / 255,
         ),
         "video": same(
@@ -158,15 +223,25 @@ def _models(folder: Path, method: str) -> Path:
 
 
 def _weights(folder: Path, method: str) -> np.ndarray:
+    return _weights_in(_models(folder, method))
+
+
+def _weights_in(models: Path) -> np.ndarray:
     """Of the newest checkpoint, and its step."""
-    step, file = next(reversed(whole_checkpoints(_models(folder, method)).items()))
+    step, file = next(reversed(whole_checkpoints(models).items()))
     state = read_checkpoint(file)["pipeline"]
     tensors = [value.float().flatten() for value in state.values() if isinstance(value, torch.Tensor)]
     return torch.cat([torch.tensor([float(step)]), *tensors]).numpy()
 
 
-def _figures(file: Path) -> np.ndarray:
-    figures = json.loads(file.read_text(encoding="utf8"))["figures"]
+def _compared(folder: Path) -> np.ndarray:
+    """The figures of all rows; the report is there."""
+    rows = json.loads((folder / "results.json").read_text(encoding="utf8"))["rows"]
+    figures = _figures([row["evaluation"]["figures"] for row in rows])
+    return np.append(figures, (folder / "report.html").exists())
+
+
+def _figures(figures: Any) -> np.ndarray:
     numbers: list[float] = []
 
     def gather(value: Any) -> None:
@@ -219,44 +294,57 @@ def killed_and_resumed(
     return done, "" if status == 0 else f"exit status {status}: {said}"
 
 
+def undisturbed(command: Command, folder: Path) -> tuple[np.ndarray, float]:
+    """What a command's outcome is and how long it takes; kept in its folder for the next time."""
+    kept = folder / "outcome.npz"
+    if not kept.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        status, seconds, said = call(command.begin(folder))
+        if status:
+            raise SystemExit(f"{folder.name} fails undisturbed: {said}")
+        print(f"{folder.name}: {seconds:.0f} s", flush=True)
+        with whole_file(kept) as partial, partial.open("wb") as file:
+            np.savez(file, outcome=command.outcome(folder), seconds=seconds)
+    with np.load(kept) as saved:
+        return saved["outcome"], float(saved["seconds"])
+
+
 def main(settings: Settings) -> None:
     """Kill, compare, and write the figures; exit status 1 when an outcome was lost or differs."""
-    settings.output.mkdir(parents=True)
+    settings.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     commands = commands_on(settings.output)
     names = [name for name in commands if name in (settings.only or commands)]
-    expected, seconds = {}, {}
-    for name in names:
-        folder = settings.output / "undisturbed" / name
-        folder.mkdir(parents=True)
-        status, seconds[name], said = call(commands[name].begin(folder))
-        if status:
-            raise SystemExit(f"{name} fails undisturbed: {said}")
-        expected[name] = commands[name].outcome(folder)
-    chance = np.random.default_rng(settings.seed)
-    results: list[dict[str, Any]] = []
-    turn = 0
-    while sum(result["kills"] for result in results) < settings.kills:
+    file = settings.output / "kills.json"
+    results: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf8")) if file.exists() else []
+    while (left := settings.kills - sum(result["kills"] for result in results)) > 0:
+        turn = len(results)
         name = names[turn % len(names)]
-        left = settings.kills - sum(result["kills"] for result in results)
+        expected, seconds = undisturbed(commands[name], settings.output / "undisturbed" / name)
         folder = settings.output / "killed" / f"{name} {turn}"
+        shutil.rmtree(folder, ignore_errors=True)
         kills, wrong = killed_and_resumed(
-            commands[name], folder, seconds[name], min(settings.in_a_row, left), chance
+            commands[name],
+            folder,
+            seconds,
+            min(settings.in_a_row, left),
+            np.random.default_rng([settings.seed, turn]),
         )
         difference = None
         if not wrong:
             outcome = commands[name].outcome(folder)
-            same_shape = outcome.shape == expected[name].shape
-            difference = float(np.abs(outcome - expected[name]).max()) if same_shape else float("inf")
-            allowed = 2 / 255 if name in ("image", "video", "try") else settings.tolerance
+            difference = float("inf")
+            if outcome.shape == expected.shape:
+                difference = float(np.abs(outcome - expected).max())
+            allowed = 2 / 255 if name in OF_PICTURES else settings.tolerance
             if difference > allowed:
                 wrong = f"differs by {difference:g}"
             else:
                 shutil.rmtree(folder)
         results.append({"command": name, "kills": kills, "difference": difference, "wrong": wrong})
         print(f"{name}: {kills} kills, {wrong or f'the same to {difference:.1e}'}", flush=True)
-        (settings.output / "kills.json").write_text(json.dumps(results, indent=1), encoding="utf8")
-        turn += 1
+        write_text(file, json.dumps(results, indent=1))
     failed = [result for result in results if result["wrong"]]
     total = sum(result["kills"] for result in results)
     print(f"{total} kills in {len(results)} runs, {len(failed)} of which were lost or differ")

@@ -103,7 +103,7 @@ def exit_on_input_error() -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch, its CPU allocator, a CUDA library or tiny-cuda-nn ran out of memory.
+    """Whether Python, torch, its CPU allocator, a CUDA library or tiny-cuda-nn ran out of memory.
 
     Each says so in its own way, some by the name of a status, such as CUDA_ERROR_OUT_OF_MEMORY.
     """
@@ -111,7 +111,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
     text = str(error).lower().replace("_", " ")
     said = any(words in text for words in ("out of memory", "can't allocate memory", "alloc failed"))
-    return said or isinstance(error, torch.OutOfMemoryError)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 @contextmanager
@@ -124,8 +124,8 @@ def memory_explained(*, expected: str, hint: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        got = str(error).splitlines()[0]
+        got = str(error).partition("\n")[0] or type(error).__name__
         raise InputError("memory ran out", expected=expected, got=got, hint=hint) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tinycudann_double
 
-from csd_nerf.errors import InputError, check, check_at_least, is_out_of_memory, option
+from csd_nerf.errors import InputError, check, check_at_least, is_out_of_memory, memory_explained, option
 
 
 def test_of_an_option_it_is_said_that_it_cannot_be_used() -> None:
@@ -46,5 +46,12 @@ def test_a_number_below_the_least_is_refused_and_none_is_not(value: float) -> No
     ],
 )
 def test_memory_that_ran_out_is_known_by_all_its_names(text: str) -> None:
-    assert is_out_of_memory(RuntimeError(text))
+    assert is_out_of_memory(RuntimeError(text)) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory\nat line 3")])
+def test_memory_that_ran_out_is_a_message(error: Exception) -> None:
+    with pytest.raises(InputError, match="memory ran out") as refused, memory_explained(expected="", hint=""):
+        raise error
+    assert refused.value.got == ("MemoryError" if isinstance(error, MemoryError) else "out of memory")

@@ -21,7 +21,7 @@ from rich.text import Text
 from csd_nerf import ranks
 from csd_nerf.cameras import check_short_side
 from csd_nerf.distillation.objective import NonFiniteResidual
-from csd_nerf.errors import InputError, check, check_at_least, is_out_of_memory, option
+from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.files import write_text
 from csd_nerf.nerf.closing_words import viewer_command
 from csd_nerf.nerf.cost import NOTHING, CostMeter, read_cost, write_cost
@@ -221,7 +221,6 @@ class PromptedTrainer(SceneTrainer):
         # What is built from it writes tensors into it, which config.yml is not to hold.
         self._recorded = copy.deepcopy(self.config)
         self._is_unsaved = self._is_waiting = self._is_scene_drawn = False
-        self.steps_done = 0
         # The viewer draws from a thread of its own as soon as there is a pipeline, and switches the model to
         # evaluation while it does: what is drawn and measured at the start has the model to itself.
         try:
@@ -229,7 +228,6 @@ class PromptedTrainer(SceneTrainer):
                 super().setup(test_mode)
         except KeyboardInterrupt:
             raise SystemExit(EXIT_STATUS_INTERRUPTED) from None
-        self.steps_done = self._start_step
         self._lock_callbacks()
         self.pipeline.controls.begun()
 
@@ -440,12 +438,12 @@ class PromptedTrainer(SceneTrainer):
     # ---------------------------------------------------------------- a step
 
     def train_iteration(self, step: int) -> Any:
-        """The parent's step, the last one when the time is up; skipped when a residual is not finite,
-        explained when memory runs out, and with what was done before it saved when another rank is gone."""
+        """The parent's step, the last one when the time is up; skipped when a residual is not finite, and
+        with what was done before it saved when another rank is gone."""
         try:
             return self._try_step(step)
         except ranks.Parted as parted:
-            raise ranks.Parted(f"{parted}{self._save_before(self.steps_done)}") from None
+            raise ranks.Parted(f"{parted} {self.save_what_is_done()}".rstrip()) from None
 
     def _try_step(self, step: int) -> Any:
         self._serve()
@@ -459,20 +457,14 @@ class PromptedTrainer(SceneTrainer):
                 why = (
                     f"{self._skipped_in_a_row} steps in a row had no finite residual. Lower "
                     f"{self.config.pipeline.guidance_option}.text-guidance or use "
-                    "--pipeline.prior-precision float32."
-                    f"{self._save_before(step)}"
+                    f"--pipeline.prior-precision float32. {self.save_what_is_done()}"
                 )
-                CONSOLE.print(Text(why, "bold red"), soft_wrap=True)
+                CONSOLE.print(Text(why.rstrip(), "bold red"), soft_wrap=True)
                 raise SystemExit(1) from None
             zero = torch.zeros((), device=self.pipeline.device)
             self.steps_done = step + 1
             return zero, {}, {}
-        except RuntimeError as error:
-            if is_out_of_memory(error) and (saved := self._save_before(step)):
-                CONSOLE.print(Text(saved.strip()), soft_wrap=True)
-            raise
         self._skipped_in_a_row = 0
-        self.steps_done = step + 1
         if self._meter is not None:
             self._meter.look()
         # nerfstudio begins by setting it to False: an interruption before that is not forgotten.
@@ -480,13 +472,6 @@ class PromptedTrainer(SceneTrainer):
         if self._time_is_up() or self._interrupted:
             self.stop_training = True
         return result
-
-    def _save_before(self, step: int) -> str:
-        """Save what was done before a step that failed; returns how to go on from there."""
-        if step <= self._start_step:
-            return ""
-        self.save_checkpoint(step - 1)
-        return f" The run so far is saved: continue with --load-dir {shlex.quote(str(self.base_dir))}"
 
     def save_checkpoint(self, step: int) -> None:
         """Save as the parent does, and what it cost; one rank does."""

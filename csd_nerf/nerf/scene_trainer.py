@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,13 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from csd_nerf import ranks
-from csd_nerf.errors import InputError, exit_on_input_error, is_out_of_memory, memory_explained
+from csd_nerf.errors import (
+    InputError,
+    check_at_least,
+    exit_on_input_error,
+    is_out_of_memory,
+    memory_explained,
+)
 from csd_nerf.files import LOCK, hold, remove, write_failed
 from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.model import implementation_of, tcnn_runs_on
@@ -74,9 +81,10 @@ class SceneTrainerConfig(TrainerConfig):
         """Refuse what cannot work; find the run that `--load-dir` names, to go on with.
 
         Raises:
-            InputError: see `check_device`, `check_dataset`, `find_run` and `read_checkpoint`.
+            InputError: no steps; see `check_device`, `check_dataset`, `find_run` and `read_checkpoint`.
         """
         check_device(self.machine.device_type)
+        check_at_least("max_num_iterations", self.max_num_iterations, 1)
         if self.load_dir is not None:
             self.load_checkpoint = find_run(self.load_dir, self.load_step).checkpoint
             self.load_dir = None
@@ -110,8 +118,10 @@ def free_timestamp(config: TrainerConfig) -> str:
 
 
 class SceneTrainer(Trainer):
-    """nerfstudio's trainer, which names the settings to turn down when memory runs out."""
+    """nerfstudio's trainer, which when memory runs out keeps what was done, and names what to turn down."""
 
+    steps_done = 0
+    """From the beginning of the run."""
     _dropped = 0
     """Steps whose gradient half precision could not hold."""
 
@@ -127,6 +137,7 @@ class SceneTrainer(Trainer):
         """Build everything; unusable input and too little memory end the program with a message."""
         with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
             super().setup(test_mode)
+            self.steps_done = self._start_step
 
     def _load_checkpoint(self) -> None:
         """Load as the parent does; a file that is no checkpoint is refused with a message."""
@@ -146,10 +157,15 @@ class SceneTrainer(Trainer):
             self.grad_scaler = scaler
 
     def train(self) -> None:
-        """Train; too little memory ends the program with a message."""
+        """Train; too little memory ends the program with a message, and what was done is saved."""
         try:
             with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
-                super().train()
+                try:
+                    super().train()
+                except (RuntimeError, MemoryError) as error:
+                    if is_out_of_memory(error) and (saved := self.save_what_is_done()):
+                        CONSOLE.print(Text(saved), soft_wrap=True)
+                    raise
         finally:
             self._end_drawing_for_viewers()
         if self._dropped > 1:
@@ -171,6 +187,7 @@ class SceneTrainer(Trainer):
         """
         scale = self.grad_scaler.get_scale()
         loss, losses, metrics = super().train_iteration(step)
+        self.steps_done = step + 1
         if self.grad_scaler.get_scale() < scale:
             self._say_dropped(step)
         return loss.detach(), _detached(losses), _detached(metrics)
@@ -199,6 +216,13 @@ class SceneTrainer(Trainer):
             for older in folder.glob("step-*.ckpt"):
                 if older.name < name:
                     older.unlink(missing_ok=True)
+
+    def save_what_is_done(self) -> str:
+        """Save what was done before a failure; returns how to go on from there, empty if that is nothing."""
+        if self.steps_done <= self._start_step:
+            return ""
+        self.save_checkpoint(self.steps_done - 1)
+        return f"The run so far is saved: continue with --load-dir {shlex.quote(str(self.base_dir))}"
 
     def _say_dropped(self, step: int) -> None:
         """Of the steps whose gradient half precision could not hold, say the first."""

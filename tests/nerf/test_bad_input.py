@@ -121,6 +121,12 @@ def test_a_render_size_that_does_not_fit(edit_config: Make, capsys: Any) -> None
     assert "multiple of 4" in refusal(edit_config(pipeline__render_size=30), capsys)
 
 
+def test_no_steps(edit_config: Make, dataset: Path, tmp_path: Path, capsys: Any) -> None:
+    for config in (edit_config(), make_config("csd-nerfacto-tiny", tmp_path, dataset)):
+        config.max_num_iterations = 0
+        assert "--max-num-iterations is too small" in refusal(config, capsys)
+
+
 def test_more_particles_than_cameras(edit_config: Make, capsys: Any) -> None:
     printed = refusal(edit_config(pipeline__particles=99, pipeline__kept_views=0), capsys)
     assert "not enough cameras" in printed and "--pipeline.particles 4" in printed

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import processes  # noqa: F401 - processes that are begun have imported all this already
 import pytest
+import torch
 from nerf_runs import make_config, make_edit_config, refusal, run, run_until_killed
 
 from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.files import LOCK
 from csd_nerf.nerf.edited_run import open_edited_run
-from csd_nerf.nerf.runs import find_run
+from csd_nerf.nerf.runs import find_run, read_checkpoint
 from csd_nerf.nerf.scene_trainer import SceneTrainer, free_timestamp
 
 Make = Any
@@ -69,6 +74,12 @@ def test_a_disk_that_fills_up_takes_no_checkpoint_that_was_there(
     assert list(whole_checkpoints(folder)) == ([4] if newest_only else [2, 4])
     assert sorted(path.suffix for path in folder.parent.iterdir() if "unfinished" in path.name) == []
     assert find_run(folder.parent).checkpoint.name == "step-000000004.ckpt"
+
+
+def run_alone(config: Any) -> None:
+    """Train in a process of its own."""
+    torch.set_num_threads(1)
+    run(config)
 
 
 HOLDS = """
@@ -158,3 +169,28 @@ def test_an_edit_that_was_killed_goes_on_in_its_own_folder(edit_config: Make) ->
     folder = run_until_killed(edit_config(max_num_iterations=4, steps_per_save=1, pipeline__particles=2), 3)
     trainer = run(edit_config(load_dir=folder, prompt=None, max_num_iterations=4))
     assert trainer.base_dir == folder and trainer.steps_done == 4
+
+
+def test_killed_at_any_moment_it_ends_the_same(edit_config: Make) -> None:
+    """The process is killed twice, at moments after its first checkpoint; `benchmarks/kills.py` does more."""
+    steps = 9
+    few: dict[str, Any] = {"max_num_iterations": steps, "steps_per_save": 1, "pipeline__particles": 2}
+    few |= {"pipeline__fits_per_round": 3, "pipeline__descent__steps": 1, "experiment_name": "e"}
+    whole = run(edit_config(**few, timestamp="whole")).base_dir
+    words: dict[str, Any] = {}
+    for _ in range(2):
+        config = edit_config(**few, **words, timestamp="killed")
+        checkpoints = config.get_base_dir() / "nerfstudio_models"
+        process = multiprocessing.get_context("forkserver").Process(target=run_alone, args=(config,))
+        process.start()
+        while process.is_alive() and not whole_checkpoints(checkpoints):
+            time.sleep(0.01)
+        process.join(random.SystemRandom().uniform(0, 1.5))
+        process.kill()
+        process.join()
+        words = {"prompt": None, "load_dir": config.get_base_dir()}
+    ended = run(edit_config(**few, **words, timestamp="killed")).base_dir
+    expected, weights = (read_checkpoint(find_run(folder).checkpoint) for folder in (whole, ended))
+    assert ended == checkpoints.parent and weights["step"] == expected["step"] == steps - 1
+    for name, value in expected["pipeline"].items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, weights["pipeline"][name]), name
