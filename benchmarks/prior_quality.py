@@ -3,8 +3,8 @@
     python benchmarks/prior_quality.py [--prior tiny-instruct] [--out results.json] [--pictures DIR]
     python benchmarks/prior_quality.py --prior FOLDER_OF_A_FLOW --against results.json
 
-Runs diffusers' own pipeline, 20 steps with text guidance 3: an InstructPix2Pix by DDIM with image guidance
-1.5, a FLUX.1 Kontext without distilled guidance against the empty prompt, by its own scheduler. On the
+Runs diffusers' own pipeline, 20 steps: an InstructPix2Pix by DDIM with text guidance 3 and image guidance
+1.5, a FLUX.1 Kontext without distilled guidance, by its own scheduler, with 2 against the empty prompt. On the
 held-out objects of `CSD_NERF_SHARED/data/photos` and on views of the held-out scene `stone_horse`, short
 side resized to 96 and 128 px and centre-cropped. Figures are mean PSNR in dB towards the operator's output;
 painting's truth is the style network's picture, which exists for the photos only. The tint's truth is the
@@ -43,7 +43,7 @@ from csd_nerf.scenes.operators import (  # noqa: E402
 from training.photos import Photo, centre_square, held_out_photos, resized, scene_photos, shared_folder  # noqa: E402
 
 SIZES = (96, 128)
-STEPS, TEXT_GUIDANCE, IMAGE_GUIDANCE = 20, 3.0, 1.5
+STEPS, TEXT_GUIDANCE, IMAGE_GUIDANCE, FLOW_GUIDANCE = 20, 3.0, 1.5, 2.0
 SCENE, SCENE_STRIDE = "stone_horse", 8
 BATCH = 8
 TINT_SEEDS, HUE_TOLERANCE = 32, 15.0
@@ -118,7 +118,7 @@ class Prior:
             return {"guidance_scale": TEXT_GUIDANCE, "image_guidance_scale": IMAGE_GUIDANCE}
         words = min(512, self.pipeline.tokenizer_2.model_max_length)
         size = {"height": height, "width": width, "max_area": height * width, "_auto_resize": False}
-        guidance = {"negative_prompt": [""] * count, "true_cfg_scale": TEXT_GUIDANCE}
+        guidance = {"negative_prompt": [""] * count, "true_cfg_scale": FLOW_GUIDANCE}
         return size | guidance | {"max_sequence_length": words}
 
     @torch.no_grad()
