@@ -1,11 +1,14 @@
 """Does an edited clip flicker, and do its frames agree on one answer to an ambiguous instruction?
 
 Whole clips are edited frame by frame with diffusers' own InstructPix2Pix pipeline, with noise of its own for
-each frame, as the pipeline draws it, and with the same for all; by CSD-Edit with independent scores; and by
-CSD-Edit with SVGD. The last two differ in nothing but the transport. Two instructions: a fixed one, and an
-ambiguous one with four right answers. Reported are, for every clip:
+each frame, as the pipeline draws it, and with the same for all; with frames that attend to each other, as
+Pix2Video does, and with the attention of the source, as FateZero does (`baselines/attention_sharing.py`); by
+CSD-Edit with independent scores; and by CSD-Edit with SVGD. The last two differ in nothing but the transport.
+`--ways clips --clip-prior FOLDER` is CSD-Edit with SVGD by a prior for clips. Two instructions: a fixed
+one, and an ambiguous one with four right answers. Reported are, for every clip:
 
 - warp error along the optical flow of the source (`csd_nerf.evaluation.consistency.warp_error`, times 1000);
+- flicker: root mean square difference of second differences in time to those of the source, times 1000;
 - hue deviation: circular standard deviation of the frames' mean hues, in degrees;
 - sharpness: mean absolute difference of neighbouring pixels, times 1000; with a keyframe stride also of the
   keyframes and of the frames between them.
@@ -22,6 +25,7 @@ grows while it edits the first clip, repeated to so many frames.
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -34,16 +38,23 @@ import torch
 import tyro
 from torch import Tensor
 
+from csd_nerf.distillation import Guidance
 from csd_nerf.editors import VideoSettings, edit_video
+from csd_nerf.editors.edit_pictures import reflected
 from csd_nerf.editors.edit_videos import reduced_size, resized
 from csd_nerf.errors import exit_on_input_error
 from csd_nerf.evaluation.consistency import hue_deviation, motions, warp_error
 from csd_nerf.media import Clip, Picture, read_clip, write_clip, write_picture
 from csd_nerf.priors import Prior, load_prior
+from csd_nerf.priors.instruct_pix2pix import InstructPix2Pix
 from csd_nerf.priors.loading import check_prior
 from csd_nerf.scenes.operators import TINT_INSTRUCTION, hue_and_chroma
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.baselines.attention_sharing import fatezero, pix2video  # noqa: E402
+
 SHARED = Path(os.environ.get("CSD_NERF_SHARED", REPOSITORY.parent / "shared"))
 SHEET_FRAMES = 8
 PIPELINE_BATCH = 8
@@ -64,9 +75,12 @@ class Edit:
 FIXED = Edit("make it winter", text_guidance=3.5, max_timestep=0.6, steps=6, learning_rate=1.0)
 AMBIGUOUS = Edit(TINT_INSTRUCTION, text_guidance=7.5, max_timestep=0.98, steps=12, learning_rate=0.6)
 EDITS = {"ambiguous": AMBIGUOUS, "fixed": FIXED}
-WAYS: tuple[Literal["pipeline", "same-noise", "independent", "svgd"], ...] = (
+Way = Literal["pipeline", "same-noise", "pix2video", "fatezero", "independent", "svgd", "clips"]
+WAYS: tuple[Way, ...] = (
     "pipeline",
     "same-noise",
+    "pix2video",
+    "fatezero",
     "independent",
     "svgd",
 )
@@ -80,11 +94,13 @@ class Settings:
     """Clips, all of whose frames are edited."""
     edits: tuple[Literal["ambiguous", "fixed"], ...] = ("ambiguous", "fixed")
     """Instructions."""
-    ways: tuple[Literal["pipeline", "same-noise", "independent", "svgd"], ...] = WAYS
-    """Ways to edit: the pipeline with noise of its own for each frame, and with one for all; CSD-Edit with
-    either transport."""
+    ways: tuple[Way, ...] = WAYS
+    """Ways to edit: the pipeline with noise of its own for each frame, and with one for all; attention shared
+    between frames, or taken from the source; CSD-Edit with either transport; and clips, with `clip_prior`."""
     prior: str = "tiny-instruct"
     """An InstructPix2Pix: bundled name or folder."""
+    clip_prior: str = ""
+    """One for clips."""
     size: int = 96
     """Short side of the frames in pixels."""
     particles: int = 24
@@ -98,9 +114,9 @@ class Settings:
     kernel: Literal["imq", "rbf"] = "imq"
     """Of SVGD."""
     pipeline_steps: int = 10
-    """Sampling steps of the frame-by-frame pipeline."""
+    """Sampling steps of the frame-by-frame pipeline, and of those that share attention."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the U-Net, in all three ways."""
+    """Of the U-Net, in all ways."""
     seed: int = 0
     """Of everything random."""
     memory: tuple[int, ...] = ()
@@ -118,8 +134,8 @@ def main(settings: Settings) -> None:
     rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
     prior = load_prior(settings.prior, device="cpu", dtype=getattr(torch, settings.precision))
     print(
-        f"{'clip':10} {'instruction':12} {'way':12} {'warp error':>10} {'hue':>6} {'chroma':>7} {'sharp':>6} "
-        f"{'s':>5} {'CPU s':>5}"
+        f"{'clip':10} {'instruction':12} {'way':12} {'warp error':>10} {'flicker':>7} "
+        f"{'hue':>6} {'chroma':>7} {'sharp':>6} {'s':>5} {'CPU s':>5}"
     )
     for path in settings.clips:
         for name in settings.edits:
@@ -138,6 +154,7 @@ def main(settings: Settings) -> None:
                     **cell,
                     "frames": len(source),
                     "warp_error": warp_error(edited, moving),
+                    "flicker": flicker(edited, source),
                     "hue_deviation": hue_deviation(edited),
                     "chroma": hue_and_chroma(edited)[1].mean().item(),
                     "sharpness": mean(sharp),
@@ -148,8 +165,8 @@ def main(settings: Settings) -> None:
                 }
                 print(
                     f"{path.stem:10} {name:12} {way:12} {1000 * row['warp_error']:10.2f} "
-                    f"{row['hue_deviation']:6.1f} {row['chroma']:7.2f} {1000 * row['sharpness']:6.1f} "
-                    f"{seconds:5.0f} {cpu_seconds:5.0f}",
+                    f"{1000 * row['flicker']:7.1f} {row['hue_deviation']:6.1f} {row['chroma']:7.2f} "
+                    f"{1000 * row['sharpness']:6.1f} {seconds:5.0f} {cpu_seconds:5.0f}",
                     flush=True,
                 )
                 rows.append(row)
@@ -174,23 +191,38 @@ def edit(source: Tensor, what: Edit, way: str, prior: Prior, settings: Settings)
     if way in ("pipeline", "same-noise"):
         same = way == "same-noise"
         return torch.stack(list(frame_by_frame(source, what, settings, same_noise=same)))
+    if way in ("pix2video", "fatezero"):
+        assert isinstance(prior, InstructPix2Pix)
+        shared = pix2video if way == "pix2video" else fatezero
+        height, width = source.shape[-2:]
+        padded = [-(-side // prior.vae_factor) * prior.vae_factor for side in (height, width)]
+        frames = torch.stack([reflected(frame, *padded) for frame in source])
+        guidance = Guidance(what.text_guidance, 1.5)
+        edited = shared(prior, frames, what.prompt, guidance=guidance, steps=settings.pipeline_steps)
+        return edited[..., :height, :width]
     chosen = VideoSettings(
-        prior=settings.prior,
+        prior=settings.clip_prior if way == "clips" else settings.prior,
         steps=what.steps,
         learning_rate=what.learning_rate,
         text_guidance=what.text_guidance,
         min_timestep=0.02,
         max_timestep=what.max_timestep,
-        transport="svgd" if way == "svgd" else "independent",
+        transport="independent" if way == "independent" else "svgd",
         particles=settings.particles,
-        anchors=settings.anchors,
-        keyframe_stride=settings.keyframe_stride,
+        anchors=None if way == "clips" else settings.anchors,
+        keyframe_stride=1 if way == "clips" else settings.keyframe_stride,
+        precision=settings.precision,
         noise=settings.noise,
         kernel=settings.kernel,
         size=settings.size,
         seed=settings.seed,
     )
-    return edit_video(source, what.prompt, chosen, loaded=prior)
+    return edit_video(source, what.prompt, chosen, loaded=None if way == "clips" else prior)
+
+
+def flicker(edited: Tensor, source: Tensor) -> float:
+    """Root mean square difference of second differences in time, (F, 3, h, w) in 0..1."""
+    return (edited.diff(n=2, dim=0) - source.diff(n=2, dim=0)).square().mean().sqrt().item()
 
 
 def frame_by_frame(source: Tensor, what: Edit, settings: Settings, *, same_noise: bool) -> Iterator[Tensor]:
