@@ -329,6 +329,14 @@ def test_unknown_names_are_refused(name: str) -> None:
         check_prior(name)
 
 
+def test_the_hub_s_own_folder_of_a_model_is_the_model(tmp_path: Path) -> None:
+    cached = tmp_path / "models--someone--some-model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0123abc")
+    model = shutil.copytree(bundled_path("tiny-instruct"), cached / "snapshots" / "0123abc")
+    assert check_prior(str(cached)) == model
+
+
 def test_a_hub_model_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

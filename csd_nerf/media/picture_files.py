@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "WEBP": {"quality": QUALITY},
     "TIFF": {"compression": "tiff_deflate"},
 }
+_HOW_TO_MEND = "check that the file is whole, and that other programs open it"
+_HEIC = (b"heic", b"heix", b"hevc", b"mif1")
 _ORIENTATION_TAG = 0x0112
 _XMP_TAG = 0x02BC
 # EXIF shares its directory with TIFF, whose tags below this number tell how pixels are stored, but for a few.
@@ -119,34 +121,18 @@ def read_picture(path: Path) -> Picture:
             got="a folder" if path.is_dir() else "no such file",
             hint="check the path",
         )
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    if not data:
-        raise _unreadable(path, "an empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with opened(path) as image:
             _check_single(image, path)
             image.load()
-    except InputError:  # a ValueError as well
-        raise
-    except UnidentifiedImageError as error:
-        raise _unreadable(path, "a file in no known picture format") from error
-    except Image.DecompressionBombError as error:
-        raise _unreadable(path, str(error).split(",")[0]) from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise _unreadable(path, f"a damaged file ({error})") from error
-
-    orientation, exif = _exif(image, path)
-    upright = _UPRIGHT.get(orientation, lambda array: array)
-    deep = _is_deep(image, data)
-    values = upright(_deep_values(data, path) if deep else _values(image, path))  # (H, W, 3 or 4)
+            orientation, exif = _exif(image, path)
+            upright = _UPRIGHT.get(orientation, lambda array: array)
+            deep = _is_deep(image, path)
+            values = upright(_deep_values(path) if deep else _values(image, path))  # (H, W, 3 or 4)
+            profile, sphere = image.info.get("icc_profile"), read_sphere(image)
     tensor = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
     tensor /= 65535 if deep else 255
-    profile = image.info.get("icc_profile")
     return Picture(
         pixels=tensor[:3],
         alpha=tensor[3:] if len(tensor) == 4 else None,
@@ -154,8 +140,35 @@ def read_picture(path: Path) -> Picture:
         exif=exif,
         # Profiles of other colour spaces do not describe RGB numbers.
         icc_profile=profile if profile and profile[16:20] == b"RGB " else None,
-        sphere=read_sphere(image),
+        sphere=sphere,
     )
+
+
+@contextmanager
+def opened(path: Path, hint: str = _HOW_TO_MEND) -> Iterator[Image.Image]:
+    """A picture of which only the header has been read.
+
+    Args:
+        path: of the file.
+        hint: what to do when it cannot be read.
+
+    Raises:
+        InputError: when it is not there, empty, no picture or too large for Pillow; within the block, when
+            its pixels turn out to be damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except InputError:  # a ValueError as well
+        raise
+    except UnidentifiedImageError as error:
+        raise _unreadable(path, _what_else(path), hint) from error
+    except Image.DecompressionBombError as error:
+        raise _unreadable(path, str(error).split(",")[0], hint) from error
+    except OSError as error:  # of the system, which has a word for it, or of Pillow
+        raise _unreadable(path, error.strerror or f"a damaged file ({error})", hint) from error
+    except (SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
+        raise _unreadable(path, f"a damaged file ({error})", hint) from error
 
 
 def check_picture_output(path: Path, *, force: bool, size: tuple[int, int] | None = None) -> None:
@@ -274,20 +287,21 @@ def _check_single(image: Any, path: Path) -> None:
         )
 
 
-def _is_deep(image: Any, data: bytes) -> bool:
+def _is_deep(image: Any, path: Path) -> bool:
     """Whether the file has 16 bits per channel, which Pillow reads as 8 for all but greyscale."""
     if image.format == "PNG":
-        return data[24] == 16  # bit depth in the header chunk
+        with path.open("rb") as file:
+            return file.read(25)[24] == 16  # bit depth in the header chunk
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, (1,))) == 16  # BitsPerSample
     return False
 
 
-def _deep_values(data: bytes, path: Path) -> np.ndarray:
+def _deep_values(path: Path) -> np.ndarray:
     """Values 0..65535 of a 16-bit picture, (H, W, 3) or with alpha (H, W, 4)."""
     import cv2
 
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
         raise _unreadable(path, "a 16-bit picture of an uncommon kind")
     if values.ndim == 2:
@@ -331,10 +345,22 @@ def _png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _unreadable(path: Path, got: str) -> InputError:
+def _what_else(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS instead of the picture: run `git lfs pull` where it came from"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "a HEIC picture, as iPhones write them, which cannot be read: convert it to JPEG"
+    return "a file in no known picture format"
+
+
+def _unreadable(path: Path, got: str, hint: str = _HOW_TO_MEND) -> InputError:
     return InputError(
         f"{path} cannot be read as a picture",
         expected="a whole PNG, JPEG, WebP or TIFF file",
         got=got,
-        hint="check that the file is whole, and that other programs open it",
+        hint=hint,
     )

@@ -12,16 +12,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from csd_nerf.errors import InputError
+from csd_nerf.media import picture_files
 
 _SIDEWAYS = {5, 6, 7, 8}
 """EXIF orientations that exchange width and height."""
 
 _UNKNOWN_RANGE = {"F": "floating point", "I": "32-bit integers", "LAB": "CIELAB colours"}
 """Modes of Pillow whose numbers are not known to be shades of red, green and blue."""
+
+_transparency: dict[Path, bool] = {}
+"""Of the files that were opened, whether they have any: those that were checked are not opened again."""
 
 
 class PhotoDataset(InputDataset):
@@ -77,8 +81,10 @@ def _size(cameras: Any, index: int) -> tuple[int, int]:
 
 
 def _is_transparent(path: Path) -> bool:
-    with opened(path) as photo:
-        return bool(photo.has_transparency_data)
+    if path not in _transparency:
+        with opened(path):
+            pass
+    return _transparency[path]
 
 
 @contextmanager
@@ -86,41 +92,11 @@ def opened(path: Path) -> Iterator[Image.Image]:
     """A photo or mask, of which only the header has been read.
 
     Raises:
-        InputError: when there is no such file, or it is empty or no picture; within the block, when the
-            pixels turn out to be damaged.
+        InputError: see `picture_files.opened`.
     """
-    try:
-        with Image.open(path) as photo:
-            yield photo
-    except InputError:  # a ValueError as well
-        raise
-    except FileNotFoundError as error:
-        raise _unreadable(path, "no such file") from error
-    except UnidentifiedImageError as error:
-        raise _unreadable(path, _what_else(path)) from error
-    except Image.DecompressionBombError as error:
-        raise _unreadable(path, str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise _unreadable(path, f"a damaged file ({error})") from error
-
-
-def _what_else(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(64)
-    if not start:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS instead of the picture: run `git lfs pull` where it came from"
-    return "a file in no known picture format"
-
-
-def _unreadable(path: Path, got: str) -> InputError:
-    return InputError(
-        f"{path} cannot be read as a picture",
-        expected="a whole PNG or JPEG file",
-        got=got,
-        hint="copy it again, or take its frame out of the capture",
-    )
+    with picture_files.opened(path, "copy it again, or take its frame out of the capture") as photo:
+        _transparency[path] = photo.has_transparency_data
+        yield photo
 
 
 def check_whole(photo: Image.Image, path: Path) -> None:

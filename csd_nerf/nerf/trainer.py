@@ -211,6 +211,9 @@ class EditTrainerConfig(PromptedTrainerConfig):
         usual, own = default.pipeline, self.pipeline.datamanager
         said = options_given(sys.argv[1:])
         self.pipeline.model = adopt(self.pipeline.model, usual.model, scene.model, said, "pipeline.model.")
+        named = getattr(own.dataparser, "data", None)  # of `... colmap --data NEW`
+        if own.data is None and named != getattr(type(own.dataparser)(), "data", None):
+            own.data = named
         own.data = own.data or getattr(scene.datamanager, "data", None)
         if own.dataparser == usual.datamanager.dataparser:
             own.dataparser = getattr(scene.datamanager, "dataparser", own.dataparser)

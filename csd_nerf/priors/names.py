@@ -31,4 +31,5 @@ def find_model(name: str, bundled: Sequence[str], *, kind: str, expected: str, h
         return None
     if not folder.is_dir():
         raise InputError(f"there is no such {kind}", expected=expected, got=repr(name), hint=hint)
-    return folder
+    newest = folder / "refs" / "main"  # as huggingface_hub keeps a model
+    return folder / "snapshots" / newest.read_text().strip() if newest.is_file() else folder

@@ -136,6 +136,8 @@ def whole(kind: str) -> bytes:
         ("missing.png", None, "no such file"),
         ("empty.png", b"", "an empty file"),
         ("text.png", b"not a picture", "no known picture format"),
+        ("phone.jpg", b"\0\0\0\x24ftypheic\0\0\0\0", "HEIC"),
+        ("pointer.png", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("cut.png", whole("PNG")[:4000], "a damaged file"),
         ("cut.jpg", whole("JPEG")[:2000], "a damaged file"),
         ("cut.webp", whole("WEBP")[:2000], "a damaged file"),

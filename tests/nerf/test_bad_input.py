@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from nerf_runs import make_config, refusal, run_until_killed
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 
 from csd_nerf.nerf.runs import find_run
 
@@ -119,6 +120,16 @@ def test_priors_that_cannot_be_used(edit_config: Make, capsys: Any, tmp_path: Pa
 
 def test_a_render_size_that_does_not_fit(edit_config: Make, capsys: Any) -> None:
     assert "multiple of 4" in refusal(edit_config(pipeline__render_size=30), capsys)
+
+
+def test_data_named_by_a_dataparser_is_not_that_of_the_scene(edit_config: Make, capsys: Any) -> None:
+    parser = ColmapDataParserConfig(data=Path("nowhere"))
+    config = edit_config(pipeline__datamanager__dataparser=parser)
+    config.check()
+    assert config.data == config.pipeline.datamanager.data == Path("nowhere")
+    config = edit_config()
+    config.check()
+    assert config.data is not None and config.data != Path("nowhere")
 
 
 def test_no_steps(edit_config: Make, dataset: Path, tmp_path: Path, capsys: Any) -> None:

@@ -19,6 +19,7 @@ import processes  # noqa: F401 - processes that are begun have imported all this
 import pytest
 import torch
 from nerf_runs import make_config, make_edit_config, refusal, run, run_until_killed
+from nerfstudio.utils.eval_utils import eval_setup
 
 from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.files import LOCK
@@ -143,6 +144,9 @@ def test_relative_paths_are_found_from_anywhere_after_a_move(
         assert pipeline.config.source_checkpoint.exists()
         assert pipeline.datamanager.train_dataset.image_filenames[0].is_relative_to(project)
         assert find_run(edit).config.data.is_absolute()
+        if not output.is_absolute():  # `ns-eval`, `ns-render` and `ns-export` look from where they are called
+            monkeypatch.chdir(project)
+            assert eval_setup(edit / "config.yml")[3] == 0
 
 
 def test_a_prior_that_is_not_finite_for_a_while_costs_these_steps_alone(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nerf_runs import make_config, run
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from PIL import Image
 
+from csd_nerf.cameras import fit_cameras, fit_photo, view_size
+from csd_nerf.media import picture_files
 from csd_nerf.nerf.datamanager import reduction
+from csd_nerf.nerf.photos import PhotoDataset
 
 Size = tuple[int, int]
 
@@ -37,6 +44,61 @@ def test_photo_and_camera_are_reduced_to_one_size(photo_size: int) -> None:
         ]
         assert torch.cat([cameras.width, cameras.height], dim=1).tolist() == [list(size) for size in photos]
         assert {height for _, height in photos} == {photo_size}
+
+
+shorts = st.integers(129, 4096)
+ratios = st.floats(1, 1.5)
+
+
+def camera(size: Size) -> Cameras:
+    """Of a photo (width, height), one that looks straight ahead."""
+    width, height = size
+    return Cameras(torch.eye(4)[None, :3], 1.2 * width, 1.1 * width, width / 2, height / 2, width, height)
+
+
+@given(short=shorts, ratio=ratios, upright=st.booleans(), photo_size=st.sampled_from([32, 64, 96, 128, 256]))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_photo_that_is_read_is_as_large_as_its_camera(
+    short: int, ratio: float, upright: bool, photo_size: int
+) -> None:
+    size = (short, int(short * ratio)) if upright else (int(short * ratio), short)
+    factor = reduction(short, photo_size)
+    dataset = PhotoDataset(DataparserOutputs([Path("photo.png")], camera(size)), scale_factor=factor)
+    cameras = dataset.cameras
+    width, height = int(cameras.width[0]), int(cameras.height[0])
+    # As nerfstudio reduces photos and masks.
+    assert (width, height) == tuple(int(side * factor) for side in size)
+    assert min(width, height) == min(short, photo_size)
+    if short > 400:  # larger ones take long to read
+        return
+    photo = Image.new("L", size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture_files, "opened", lambda *_: contextlib.nullcontext(photo))
+        read = dataset.get_numpy_image(0)
+    assert read.shape[:2] == (height, width)
+
+
+@given(short=shorts, ratio=ratios, upright=st.booleans(), view=st.sampled_from([32, 96, 256]))
+@settings(max_examples=6, deadline=None, derandomize=True)
+def test_a_view_s_photo_shows_what_its_camera_sees(
+    short: int, ratio: float, upright: bool, view: int
+) -> None:
+    """To a pixel of the photo, of which each has its own place as its colour."""
+    width, height = (short, int(short * ratio)) if upright else (int(short * ratio), short)
+    whole = camera((width, height))
+    rows, columns = view_size(whole, view, 8)
+    fitted = fit_cameras(whole, rows, columns)
+    across = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    down = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
+    seen = fit_photo(torch.stack([across, down], -1), rows, columns)
+    assert seen.shape[-2:] == (int(fitted.height), int(fitted.width))
+    for row in (rows // 4, rows // 2):
+        for column in (columns // 3, columns - columns // 4):
+            ray_x = (column + 0.5 - fitted.cx) / fitted.fx
+            ray_y = (row + 0.5 - fitted.cy) / fitted.fy
+            x, y = seen[:, row, column].tolist()
+            assert abs(float(ray_x * whole.fx + whole.cx) - x * width) < 1
+            assert abs(float(ray_y * whole.fy + whole.cy) - y * height) < 1
 
 
 def test_small_photos_are_left_alone_and_halves_are_halves() -> None:
