@@ -65,27 +65,26 @@ def be_a_rank(options: Options) -> None:
     """Edit, as one of the processes."""
     torch.set_num_threads(1)
     config: Any = METHODS["csd-edit-tiny"]
-    with tempfile.TemporaryDirectory() as folder:
-        config.load_dir, config.output_dir = options.scene, Path(folder)
-        config.prompt, config.vis = "make it night", "tensorboard"
-        config.max_num_iterations = config.steps_per_save = options.steps
-        config.pipeline.steps_per_picture = config.pipeline.turntable_frames = 0
-        config.machine.device_type = "cpu"
-        config.set_timestamp()
-        config.save_config()
-        trainer = config.setup(local_rank=0, world_size=1)
-        trainer.setup()
-        step, spent = trainer.train_iteration, {"wall": 0.0, "cpu": 0.0}
+    config.load_dir, config.output_dir = options.scene, options.out.parent
+    config.prompt, config.vis = "make it night", "tensorboard"
+    config.max_num_iterations = config.steps_per_save = options.steps
+    config.pipeline.steps_per_picture = config.pipeline.turntable_frames = 0
+    config.machine.device_type = "cpu"
+    config.set_timestamp()
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    step, spent = trainer.train_iteration, {"wall": 0.0, "cpu": 0.0}
 
-        def timed(number: int) -> Any:
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = step(number)
-            spent["wall"] += time.perf_counter() - wall
-            spent["cpu"] += time.process_time() - cpu
-            return result
+    def timed(number: int) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = step(number)
+        spent["wall"] += time.perf_counter() - wall
+        spent["cpu"] += time.process_time() - cpu
+        return result
 
-        trainer.train_iteration = timed
-        trainer.train()
+    trainer.train_iteration = timed
+    trainer.train()
     Path(f"{options.out}.{ranks.number()}").write_text(json.dumps(spent))
 
 
