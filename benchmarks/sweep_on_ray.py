@@ -31,6 +31,8 @@ PROGRAMS = Path(sys.executable).parent
 METHODS = ("csd-edit", "in2n-baseline")
 OF_THE_MOMENT = ("seconds", "peak_memory_mib")
 TIMES = re.compile(r"<tr><th>(?:time|peak memory \[MiB\])</th>.*?</tr>")
+ADDRESS = Path("/tmp/ray/ray_current_cluster")
+"""Of this machine's cluster. A head that is killed leaves it, and who asks for any cluster waits for that."""
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
@@ -118,6 +120,7 @@ def machines() -> Iterator[tuple[str, list[Process]]]:
     finally:
         for machine in reversed(started):
             end(machine)
+        ADDRESS.unlink(missing_ok=True)
 
 
 def free_port() -> int:
