@@ -130,10 +130,10 @@ def counted() -> Iterator[Said]:
     said, count = Said(), ranks.count()
     of_rows, of_sums = dist.all_gather, dist.all_reduce
 
-    def all_gather(parts: list[torch.Tensor], mine: torch.Tensor) -> None:
+    def all_gather(parts: list[torch.Tensor], mine: torch.Tensor, group: Any) -> None:
         _timed(said, (count - 1) * mine.nbytes, of_rows, parts, mine)
 
-    def all_reduce(value: torch.Tensor) -> None:
+    def all_reduce(value: torch.Tensor, group: Any) -> None:
         _timed(said, 2 * (count - 1) / count * value.nbytes, of_sums, value)
 
     with patch.object(dist, "all_gather", all_gather), patch.object(dist, "all_reduce", all_reduce):

@@ -43,7 +43,7 @@ def main(options: Options) -> None:
         about = f"{row['views']} views, fields {row['fields']}, VAE {row['vae']}"
         print(f"{about}: seconds of a round with its fits")
         for name, milliseconds in placements(row["milliseconds"], row["views"], options).items():
-            print(f"  {name:24} {milliseconds / 1000:8.2f}")
+            print(f"  {name:30} {milliseconds / 1000:8.2f}")
 
 
 def placements(parts: Mapping[str, float], views: int, options: Options) -> dict[str, float]:
@@ -67,7 +67,10 @@ def placements(parts: Mapping[str, float], views: int, options: Options) -> dict
         )  # fewer views than processes: all do all
         sent = options.round_megabytes_a_view * views + options.fits * options.fit_megabytes
         talk = sent / options.bandwidth  # MB by GB a second are milliseconds
-        result[f"{count} processes"] = shared * share + left + fits / count + talk
+        of_round, of_fits = shared * share + left, fits / count
+        result[f"{count} processes"] = of_round + of_fits + talk
+        apart = max(of_round, of_fits + talk) + parts["draw"] * share
+        result[f"{count} with prior-device, {2 * count} GPUs"] = apart
         result[f"Ray, {count} edits, each"] = (parts["round"] + fits) / count
     return result
 

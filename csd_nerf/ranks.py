@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ Rows = TypeVar("Rows", Tensor, tuple[Tensor, ...])
 
 _is_alone = False  # the others are gone
 _is_to_end = False  # somebody said so
+_speaking = threading.local()  # of a thread: the channel that it talks by, if not that of all
 
 
 class Parted(SystemExit):
@@ -60,6 +62,23 @@ def leads() -> bool:
 def local() -> int:
     """Of this rank among those of its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def own_device(device: str, place: int | None = None) -> str:
+    """The device of this rank, where the first rank of every machine has a certain one.
+
+    Args:
+        device: of the first; the others have the GPUs that come after it.
+        place: of another rank among those of its machine, 0-based.
+
+    Example:
+        >>> own_device("cuda:4", place=2), own_device("cpu", place=2)
+        ('cuda:6', 'cpu')
+    """
+    first = torch.device(device)
+    if first.type != "cuda":
+        return device
+    return f"cuda:{(first.index or 0) + (local() if place is None else place)}"
 
 
 def launched() -> bool:
@@ -114,6 +133,31 @@ def share(total: int) -> slice:
     return _shares(total)[number()]
 
 
+def channel() -> Any:
+    """A way to talk beside that of all, for a thread; every rank makes one at the same time."""
+    return dist.new_group() if count() > 1 else None
+
+
+@contextmanager
+def speaking_by(way: Any) -> Iterator[None]:
+    """Within it, this thread talks by a `channel`: what two threads say does not get mixed up.
+
+    Should it raise `Parted`, the main thread is told when it asks what came of the thread, and calls `part`.
+    """
+    _speaking.channel = way
+    try:
+        yield
+    finally:
+        _speaking.channel = None
+
+
+def part() -> None:
+    """Be on one's own from now on: what a thread heard that was `Parted` from the others."""
+    global _is_alone
+    _leave()
+    _is_alone, CONSOLE.quiet = True, False
+
+
 def by_share(work: Callable[..., Rows], *rows: Any) -> Rows:
     """`work(*rows)`, every rank doing its share of the rows; no gradient.
 
@@ -160,8 +204,8 @@ def of_all(mine: Tensor, total: int) -> Tensor:
     padded[: len(mine)] = mine.detach()
     everything = [torch.empty_like(padded) for _ in lengths]
     if padded.numel():  # of what has no channels there is nothing to say
-        with _together():
-            dist.all_gather(everything, padded)
+        with _together() as way:
+            dist.all_gather(everything, padded, way)
     return torch.cat([part[:length] for part, length in zip(everything, lengths, strict=True)])
 
 
@@ -170,8 +214,8 @@ def as_first(value: Value) -> Value:
     if count() == 1:
         return value
     said = [value]
-    with _together():
-        dist.broadcast_object_list(said)
+    with _together() as way:
+        dist.broadcast_object_list(said, group=way)
     return said[0]
 
 
@@ -180,8 +224,8 @@ def any_says(yes: bool) -> bool:
     if count() == 1:
         return yes
     said = torch.tensor(float(yes), device=_place_of_words())
-    with _together():
-        dist.all_reduce(said)
+    with _together() as way:
+        dist.all_reduce(said, group=way)
     return bool(said)
 
 
@@ -193,8 +237,8 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     for kind in sorted({str(gradient.dtype) for gradient in gradients}):
         alike = [gradient for gradient in gradients if str(gradient.dtype) == kind]
         flat = _flatten_dense_tensors(alike)
-        with _together():
-            dist.all_reduce(flat)
+        with _together() as way:
+            dist.all_reduce(flat, group=way)
         for gradient, whole in zip(alike, _unflatten_dense_tensors(flat, alike), strict=True):
             gradient.copy_(whole)
 
@@ -204,8 +248,8 @@ def with_values_of_all(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if count() == 1:
         return dict(losses)
     values = torch.stack([loss.detach().float() for loss in losses.values()])
-    with _together():
-        dist.all_reduce(values)
+    with _together() as way:
+        dist.all_reduce(values, group=way)
     pairs = zip(losses.items(), values, strict=True)
     return {name: loss + (value - loss).detach() for (name, loss), value in pairs}
 
@@ -221,24 +265,24 @@ def _place_of_words() -> torch.device:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Around all that ranks say to each other.
+def _together() -> Iterator[Any]:
+    """Around all that ranks say to each other; the channel to say it by.
 
     Raises:
         Parted: somebody is gone, or this process was told to end.
     """
-    global _is_alone
+    way = getattr(_speaking, "channel", None)
     try:
         if not _is_to_end:
-            yield
+            yield way
             return
         reason = "this process was told to end"
     except RuntimeError as error:  # of gloo and of NCCL, whatever it is
         if is_out_of_memory(error):
             raise
         reason = "another process of the run has ended"
-    _leave()
-    _is_alone, CONSOLE.quiet = True, False
+    if way is None:
+        part()
     raise Parted(f"Process {number()}: {reason}.")
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing
@@ -15,7 +16,19 @@ multiprocessing.set_forkserver_preload(["nerf_runs", "csd_nerf.cli", "csd_nerf.e
 
 
 def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> None:
-    """`work(*arguments)` in each of so many; the first that fails ends the others, and this by its error."""
+    """`work(*arguments)` in each of so many; the first that fails ends the others, and this by its error.
+
+    One is this one, which has nobody to meet.
+    """
+    if count == 1:
+        threads, folder = torch.get_num_threads(), Path.cwd()
+        torch.set_num_threads(1)
+        try:
+            work(*arguments)
+        finally:
+            torch.set_num_threads(threads)
+            os.chdir(folder)
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

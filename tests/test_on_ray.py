@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from rich.console import Console
 
 from csd_nerf.comparison.live import LiveTable
@@ -17,6 +20,7 @@ from csd_nerf.comparison.on_ray import Cluster, Needs
 from csd_nerf.demo.demo_settings import Progress
 from csd_nerf.demo.stages import Stage
 
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "clusters.md").read_text(encoding="utf8")
 COUNT = """
 import pathlib, sys, time
 file, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -99,3 +103,22 @@ def test_a_job_whose_worker_died_goes_on_and_one_that_fails_is_not_tried_again(
         time.seconds > 0 for time in records.values()
     )
     assert sorted(start for _, start in table.begun) == [0, 0, 0, 2], "one went on from where its files ended"
+
+
+def test_the_cluster_of_the_documentation_is_one_that_ray_takes() -> None:
+    pytest.importorskip("ray", reason="needs csd-nerf[cluster]")
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    config = yaml.safe_load(text)
+    validate_config(prepare_config(config))
+    with pytest.raises(ValidationError, match="worker_commands"):
+        validate_config(prepare_config({**config, "worker_commands": []}))
+
+
+def test_the_scripts_of_the_documentation_are_bash() -> None:
+    scripts = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(scripts) == 3
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)

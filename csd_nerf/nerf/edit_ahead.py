@@ -6,7 +6,8 @@
 
 Worth it where the diffusion model has a device of its own, which would stand still during the fits, as the
 scene's would during an edit. A target is a round older then: its view was drawn before the fits of the round
-before. The first round is edited at once, and the views of the second are drawn before any fit.
+before. The first round is edited at once, and the views of the second are drawn before any fit. Of several
+processes each has such a thread, and they share its edit as they share the fits.
 
 The thread draws its random numbers from the views' own generator. So neither an edit nor the fits depend on
 how fast the other is.
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csd_nerf import ranks
 from csd_nerf.nerf.edits import Edit, RoundViews
 from csd_nerf.nerf.targets import as_bytes
 
@@ -41,6 +43,7 @@ class EditAhead:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="edit-ahead")
         self._number: int | None = None
         self._edited: Future[Edited] = Future()
+        self._channel = ranks.channel()  # the fits talk meanwhile
 
     def begin(self, views: RoundViews) -> None:
         """Edit views, without waiting for it."""
@@ -52,11 +55,16 @@ class EditAhead:
 
         Raises:
             NonFiniteResidual, RuntimeError: what went wrong with the edit. It is not begun then.
+            Parted: another rank is gone.
         """
         begun, self._number = self._number, None
         if begun is None:
             return None
-        edited = self._edited.result()
+        try:
+            edited = self._edited.result()
+        except ranks.Parted:
+            ranks.part()
+            raise
         return edited if begun == number else None
 
     def forget(self) -> None:
@@ -87,5 +95,5 @@ class EditAhead:
 
     @torch.no_grad()
     def _targets(self, views: RoundViews) -> Edited:
-        with torch.autocast(self._device.type, enabled=False):
+        with ranks.speaking_by(self._channel), torch.autocast(self._device.type, enabled=False):
             return views.images, self._edit(views)

@@ -60,7 +60,6 @@ from csd_nerf.nerf.targets import Targets, as_bytes
 from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
-from csd_nerf.priors.shared import shared
 from csd_nerf.seeds import begin_step
 from csd_nerf.threads import all_for_torch
 
@@ -468,7 +467,7 @@ class EditPipeline(PromptedPipeline):
         if where := self._box or self._hull:
             dataset = self.datamanager.train_dataset
             find_region(where, config.region, self.model, dataset, config.render_size)
-        prior = shared(self._load_prior())
+        prior = self._load_prior()
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         # Of a hub id the kind is known only now.
         config.check_prior(image_conditioned=prior.image_conditioned)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from typing_extensions import Self
 
+from csd_nerf import ranks
 from csd_nerf.errors import check, check_at_least, option
 from csd_nerf.nerf.controls import Controls
 from csd_nerf.nerf.model import CsdNerfactoModel
@@ -29,6 +30,7 @@ from csd_nerf.priors import check_prior, check_vae
 from csd_nerf.priors.elsewhere import Elsewhere, same_device
 from csd_nerf.priors.loading import check_device
 from csd_nerf.priors.quantized import check_quantization
+from csd_nerf.priors.shared import shared
 
 if TYPE_CHECKING:
     from csd_nerf.priors import Prior
@@ -46,7 +48,8 @@ class PromptedPipelineConfig(ScenePipelineConfig):
     package."""
     prior_device: str = ""
     """Device of the diffusion model, such as `cuda:1`, where it is not to be on that of the scene. The views
-    of an edit's next round are then edited while the scene is fitted to those of this one."""
+    of an edit's next round are then edited while the scene is fitted to those of this one. Of several
+    processes it is that of the first, and the others have those after it."""
     prior_precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the diffusion model; `auto` takes what its device is fast in."""
     prior_quantization: Literal["none", "int8", "nf4"] = "none"
@@ -251,7 +254,7 @@ class PromptedPipeline(ScenePipeline):
         from csd_nerf.priors import as_dtype, load_prior
 
         config = self.config
-        device = config.prior_device or self.device
+        device = ranks.own_device(config.prior_device) if config.prior_device else self.device
         prior = load_prior(
             config.prior,
             device=device,
@@ -264,7 +267,10 @@ class PromptedPipeline(ScenePipeline):
             compile_unet=config.compile_unet,
             **self._prior_options(),
         )
-        return prior if same_device(device, self.device) else Elsewhere(prior, torch.device(self.device))
+        together = shared(prior)
+        if same_device(device, self.device):
+            return together
+        return Elsewhere(together, torch.device(self.device))
 
     def _prior_options(self) -> dict[str, Any]:
         """What else `load_prior` is to be told."""

@@ -34,6 +34,7 @@ from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig, check_
 from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.trying import Tried, ViewsToTry
 from csd_nerf.priors.control import check_control
+from csd_nerf.priors.loading import check_device as check_prior_device
 from csd_nerf.settings_files import options_given
 
 VIEWS_TO_TRY = 3
@@ -145,13 +146,9 @@ class EditTrainerConfig(PromptedTrainerConfig):
             expected="--machine.dist-url tcp://HOST:PORT, of machine 0",
             got=machine.dist_url,
         )
-        check(
-            processes == 1 or not pipeline.prior_device,
-            "--pipeline.prior-device does not go with several processes",
-            expected="every process with its own diffusion model, beside its scene",
-            got=f"{processes} processes and --pipeline.prior-device {pipeline.prior_device}",
-            hint="leave out one of the two",
-        )
+        if pipeline.prior_device:
+            first = check_prior_device(pipeline.prior_device)
+            check_prior_device(ranks.own_device(str(first), ranks.local() + devices - 1))
         views = pipeline.particles or processes  # 0 is all of a scene
         check(
             pipeline.route == "loop" or views >= processes,

@@ -185,6 +185,8 @@ def test_what_processes_would_take_is_worked_out_from_the_parts_of_one(tmp_path:
     talk = (4 * 11 + 100 * 50) / 100
     assert times["2 processes"] == pytest.approx(1000 / 2 + 10 + 2000 / 2 + talk)
     assert times["8 processes"] == pytest.approx(1000 + 10 + 2000 / 8 + talk), "fewer views than processes"
+    apart = times["2 with prior-device, 4 GPUs"]
+    assert apart == pytest.approx(2000 / 2 + talk + 100 / 2), "fits take longer than rounds"
     assert times["Ray, 8 edits, each"] == pytest.approx(3010 / 8)
     placement.main(options)
     assert "2 processes" in capsys.readouterr().out

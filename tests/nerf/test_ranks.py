@@ -18,7 +18,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from csd_nerf import ranks
 from csd_nerf.distillation.objective import Objective
-from csd_nerf.nerf import cpu_fields
+from csd_nerf.nerf import cpu_fields, prompted
 from csd_nerf.nerf.edits import EDITS
 from csd_nerf.nerf.prompted_trainer import PromptedTrainer
 from csd_nerf.nerf.runs import find_run, read_checkpoint
@@ -41,6 +41,7 @@ ABOVE_ROUNDING = 1e-8
 METHODS: dict[str, dict[str, Any]] = {
     "csd-edit-tiny": DESCENT,
     "csd-edit-tiny, gradient": {**DESCENT, "pipeline__route": "gradient", "pipeline__gradient_share": 0.3},
+    "csd-edit-tiny, prior elsewhere": {**DESCENT, "pipeline__prior_device": "cpu"},
     "csd-edit-tiny, flow-edit": {**FEW, "pipeline__edit": "flow-edit", "pipeline__sampling__steps": 2},
     "dds-edit": DESCRIBED,
     "cds-edit": {**DESCRIBED, "pipeline__objective__structure__patch_sizes": (1,)},  # its maps are small
@@ -72,7 +73,11 @@ def edits(names: Sequence[str], output: Path, scene_run: Path, flow_prior: Path)
     """Edits, in one of several processes: what it knows at their ends, and of a step in double precision."""
     for name in names:
         changes = {"pipeline__prior": str(flow_prior)} if "flow" in name else {}
-        pipeline = run(edit_of(name, output, scene_run, **changes)).pipeline
+        with pytest.MonkeyPatch.context() as patch:
+            if "elsewhere" in name:  # and is edited ahead, in a thread, while the fits talk as well
+                patch.setattr(prompted, "same_device", lambda one, other: False)
+            pipeline = run(edit_of(name, output, scene_run, **changes)).pipeline
+        assert (pipeline._edit.ahead is not None) == ("elsewhere" in name)
         known = {
             "pictures": pipeline.eval_pictures(),
             "weights": {name: value.clone() for name, value in pipeline.model.state_dict().items()},
@@ -97,7 +102,7 @@ def step_in_double(pipeline: Any) -> dict[str, Any]:
     else:
         edit.edit = EDITS[config.edit](config, edit.prior)
     edit.targets.restore()
-    edit.source_latents, edit.round = {}, None
+    edit.source_latents, edit.round, edit.ahead = {}, None, None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "forward", lambda rays: forward(rays._apply_fn_to_fields(in_double)))
         patch.setattr(cpu_fields, "_suits", lambda *_: False)
@@ -154,7 +159,7 @@ class Known:
 @pytest.fixture(
     scope="module",
     params=[
-        (("csd-edit-tiny", "csd-edit-tiny, gradient", "in2n-baseline"), (1, 2)),
+        (("csd-edit-tiny", "csd-edit-tiny, gradient", "csd-edit-tiny, prior elsewhere"), (1, 2)),
         pytest.param((tuple(METHODS), (1, 2, 4)), marks=pytest.mark.long),
     ],
     ids=["some methods", "all methods"],
@@ -198,29 +203,40 @@ def test_one_process_writes(known: Known) -> None:
     assert all(torch.equal(weights[name], saved[f"_model.{name}"]) for name in weights)
 
 
-def edit_until(step: int | None, folder: Path, load_dir: Path) -> None:
-    """An edit of four steps that is killed at one of them, or not; or the rest of it."""
-    config = edit_of(
-        "csd-edit-tiny", folder, load_dir, max_num_iterations=4, steps_per_save=1, timestamp=f"until-{step}"
-    )
+def edit_until(step: int | None, output: Path, load_dir: Path) -> Any:
+    """An edit of four steps that is killed at one of them, or not; or the rest of it. Its pictures."""
+    config = edit_of("csd-edit-tiny", output, load_dir, max_num_iterations=4, steps_per_save=1)
     if step is not None:
         run_until_killed(config, step)
-    else:
-        pictures = run(config).pipeline.eval_pictures()
-        if ranks.leads():
-            torch.save(pictures, folder / "pictures.pt")
+        return None
+    return run(config).pipeline.eval_pictures()
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_processes_goes_on(
-    before: int, after: int, scene_run: Path, tmp_path: Path
-) -> None:
-    in_processes(before, edit_until, 3, tmp_path, scene_run)
-    (begun,) = tmp_path.glob("*/*/*/until-3")
-    in_processes(after, edit_until, None, tmp_path, begun)
-    in_processes(1, edit_until, None, tmp_path / "alone", scene_run)
-    both = [torch.load(folder / "pictures.pt") for folder in (tmp_path, tmp_path / "alone")]
-    assert (both[0] - both[1]).abs().max() < 5e-4
+def two_of_each(output: Path, scene_run: Path, begun_by_one: Path) -> None:
+    """What two processes begin, and what they go on with."""
+    edit_until(3, output / "begun", scene_run)
+    pictures = edit_until(None, output, begun_by_one)
+    if ranks.leads():
+        torch.save(pictures, output / "pictures.pt")
+
+
+def test_another_number_of_processes_goes_on(scene_run: Path, tmp_path: Path) -> None:
+    def the_run_in(folder: Path) -> Path:
+        (found,) = folder.glob("*/*/*/edit")
+        return found
+
+    def alone(step: int | None, output: Path, load_dir: Path) -> Any:
+        pictures = []
+        in_processes(1, lambda: pictures.append(edit_until(step, output, load_dir)))
+        return pictures[0]
+
+    whole = alone(None, tmp_path / "whole", scene_run)
+    alone(3, tmp_path / "by-one", scene_run)
+    in_processes(2, two_of_each, tmp_path / "by-two", scene_run, the_run_in(tmp_path / "by-one"))
+    assert (torch.load(tmp_path / "by-two" / "pictures.pt") - whole).abs().max() < 5e-4
+    begun_by_two = the_run_in(tmp_path / "by-two" / "begun")
+    assert [file.name for file in begun_by_two.glob("nerfstudio_models/*")] == ["step-000000002.ckpt"]
+    assert (alone(None, tmp_path / "on", begun_by_two) - whole).abs().max() < 5e-4
 
 
 def edit_while_one_dies(dying: int, folder: Path, scene_run: Path) -> None:
@@ -240,7 +256,7 @@ def edit_while_one_dies(dying: int, folder: Path, scene_run: Path) -> None:
         raise
 
 
-@pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.parametrize("dying", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_when_a_process_dies_the_others_end_with_a_checkpoint_and_a_word(
     dying: int, scene_run: Path, tmp_path: Path
 ) -> None:
@@ -297,7 +313,7 @@ def test_processes_are_launched_once_it_is_known_that_they_can_work(
     rays = {"pipeline__datamanager__train_num_rays_per_batch": 1}
     assert "a fit has no rays for every process" in refusal(config(**rays), capsys)
     assert "do not know where to meet" in refusal(config(machine__num_machines=2), capsys)
-    assert "--pipeline.prior-device" in refusal(config(pipeline__prior_device="cpu"), capsys)
+    assert "there is none" in refusal(config(pipeline__prior_device="cuda:1"), capsys)
     few = {"pipeline__route": "gradient", "pipeline__particles": 1}
     assert "there are no views for every process" in refusal(config(**few), capsys)
     assert not launched
