@@ -408,6 +408,9 @@ class PromptedTrainer(SceneTrainer):
 
     def _serve(self) -> None:
         self.requests.serve()
+        self._write_settings()
+
+    def _write_settings(self) -> None:
         if self._is_unsaved:
             self._is_unsaved = False
             recorded = self._recorded
