@@ -175,8 +175,8 @@ class EditControls(Controls):
         except InputError:
             return f"Gone: {source}"
         lines = [
-            f"{number}. {link.prompt or ('gone' if link.gone else 'the scene')}  \n"
-            f"`{viewer_command(link.folder)}`"
+            f"{number}. {link.prompt or ('gone' if link.gone else 'the scene')}\n\n"
+            f"```\n{viewer_command(link.folder)}\n```"  # scrolls by itself: paths are longer than lines
             for number, link in enumerate(links)
         ]
         return "\n\n".join([*lines, f"{len(links)}. this edit"])

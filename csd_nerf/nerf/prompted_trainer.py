@@ -249,6 +249,12 @@ class PromptedTrainer(SceneTrainer):
             SystemExit: 130, once all is saved, when Ctrl-C ended the run.
         """
         self._meter = self._start_meter()
+        try:
+            self._train_and_wait()
+        finally:
+            self._end_drawing_for_viewers()
+
+    def _train_and_wait(self) -> None:
         is_shown = self.pipeline.controls.is_shown
         if is_shown and self.training_state == "paused":
             self._wait()
@@ -289,7 +295,7 @@ class PromptedTrainer(SceneTrainer):
         self._newest_step = max(self._start_step - 1, 0)
         self.training_state = "training"
         try:
-            super().train()
+            self._train_in_one_go()
         finally:
             self.config = total
 

@@ -477,7 +477,8 @@ class EditTrainer(PromptedTrainer):
                 hint="press Stop and keep, then Undo, and choose the box before Start",
             )
         self.pipeline.keep_to_box(box)
-        self._renew()
+        if not self.pipeline.is_undone:  # else `go_on` does, for a folder of its own
+            self._renew()
         self.save_settings()
 
     def _begin_anew(self) -> None:

@@ -88,6 +88,7 @@ def test_an_undone_edit_starts_again_in_a_box_and_a_folder_of_its_own(waiting: A
     waiting.keep_to_box(box)
     with pytest.raises(InputError, match="was everywhere"):
         waiting.redo()
+    assert not (first / "pictures" / "region.png").exists()
     waiting.go_on()
     waiting._start_step = waiting.steps_done
     waiting._serve()

@@ -100,6 +100,14 @@ class Session:
     def wait_for(self, text: str) -> None:
         self.page.get_by_text(re.compile(text)).first.wait_for()
 
+    def picture(self) -> Any:
+        """The middle of the scene as it is shown."""
+        return self.page.screenshot(clip={"x": 400, "y": 300, "width": 400, "height": 700})
+
+    def wait_for_another(self, picture: Any) -> None:
+        """Until the scene is drawn anew, and another."""
+        wait_until(lambda: self.picture() != picture)
+
     def keep_picture(self, name: str) -> None:
         if PICTURES:
             self.page.wait_for_timeout(2 * SECONDS)
@@ -178,11 +186,15 @@ def test_an_editing_session(browser: Any, scene_run: Path, tmp_path: Path) -> No
         session.wait_for("[Ss]tep 12 of 12$")
         assert config_of(first).machine.seed == 1 and not session.button("Take 2").is_visible()
         assert (first / "pictures" / "after.png").exists()
+        edited = session.picture()
         session.field("Before and after").click()
+        session.wait_for_another(edited)
         session.keep_picture("before-and-after")
 
+        compared = session.picture()
         session.button("Undo").click()
         session.wait_for("this is the source")
+        session.wait_for_another(compared)
         session.keep_picture("undone")
         session.button("Redo").click()
         session.wait_for("[Ss]tep 12 of 12$")
