@@ -66,7 +66,7 @@ class Session:
 
     def __init__(self, browser: Any, port: int) -> None:
         self.page = browser.new_page(viewport={"width": 1200, "height": 1100})
-        for _ in range(120):  # until the command has loaded what it needs
+        for _ in range(600):  # until the command has loaded what it needs
             try:
                 self.page.goto(f"http://localhost:{port}")
                 break
