@@ -6,10 +6,10 @@
 Runs diffusers' own pipeline, 20 steps: an InstructPix2Pix by DDIM with text guidance 3 and image guidance
 1.5, a FLUX.1 Kontext without distilled guidance, by its own scheduler, with 2 against the empty prompt.
 On the held-out objects of `CSD_NERF_SHARED/data/photos` and on views of the held-out scene `stone_horse`,
-short side resized to 96 and 128 px and centre-cropped. Figures are mean PSNR in dB towards the operator's output;
-painting's truth is the style network's picture, which exists for the photos only. The tint's truth is the
-nearest of its four hues, each of which some seeds must reach. With `--against`, what is wanted of an edit
-is what another prior gained less 1 dB, and of the sketch the usual.
+short side resized to 96 and 128 px and centre-cropped. Figures are mean PSNR in dB towards the operator's
+output; painting's truth is the style network's picture, which exists for the photos only. The tint's truth
+is the nearest of its four hues, each of which some seeds must reach. With `--against`, what is wanted of an
+edit is what another prior gained less 1 dB, and of the sketch the usual.
 """
 
 from __future__ import annotations

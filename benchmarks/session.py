@@ -5,8 +5,9 @@
     python benchmarks/session.py --scene RUN --out results/session --what ctrl-c
     python benchmarks/session.py --scene RUN --out results/session --what tab
 
-- `try`: candidates (guidance x seed) of prompts with a known answer, by `csd-nerf try`'s views and by full
-  edits; both are ranked by their PSNR to the answer, and the ranks compared (Spearman).
+- `try`: candidates (guidance x seed) of prompts with a known answer, by `csd-nerf try`'s views and, taken, by
+  full edits; both are ranked by their PSNR to the answer, and the ranks compared (Spearman). What is measured
+  is kept by prompt and scene: an interrupted command goes on.
 - `strength`: the gain of an edit towards the known answer at every strength, and whether 0 and 1 are source
   and edit to the bit.
 - `ctrl-c`: runs that are interrupted at random moments and gone on with, against one that was not.
@@ -17,6 +18,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 import shutil
@@ -39,12 +41,15 @@ from nerfstudio.utils import writer  # noqa: E402
 
 from csd_nerf.distillation.residuals import Guidance  # noqa: E402
 from csd_nerf.evaluation.pixels import psnr  # noqa: E402
+from csd_nerf.nerf.candidate import save_candidate  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
 from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
 from csd_nerf.nerf.source_scene import source_scene  # noqa: E402
 from csd_nerf.nerf.trying import ViewsToTry  # noqa: E402
 from csd_nerf.scenes.operators import KNOWN_INSTRUCTIONS, answers_to  # noqa: E402
 
+DIFFERENT_DB = 0.5
+"""Candidates whose edits differ by less are held to be equally good."""
 PROMPTS = tuple(prompt for prompt in KNOWN_INSTRUCTIONS if answers_to(prompt) and "keep it" not in prompt)
 
 
@@ -62,7 +67,7 @@ class Options:
     """Of `try`: more than one scene."""
     prompts: tuple[str, ...] = PROMPTS
     """Of `try`."""
-    guidances: tuple[float, ...] = (2.0, 5.0)
+    guidances: tuple[float, ...] = (3.0, 7.5)
     """Of `try`: text guidances."""
     seeds: int = 2
     """Of `try`: seeds at each of them."""
@@ -88,66 +93,91 @@ def tried_and_edited(options: Options) -> dict[str, Any]:
     """Rank correlation of candidates by try and by full edit, for every prompt and scene."""
     pairs = []
     for number, scene in enumerate(options.scenes or (options.scene,)):
+        trainer = None
         for prompt in options.prompts:
             folder = options.out / f"scene-{number}" / prompt.replace(" ", "-")
-            pairs.append({"scene": str(scene), "prompt": prompt, **_pair(options, scene, prompt, folder)})
+            file = folder / "pair.json"
+            if not file.exists():  # else it was measured before an interruption
+                trainer = trainer or _trainer(scene, options.out / f"scene-{number}", options.steps)
+                pair = {"scene": str(scene), "prompt": prompt}
+                pair["candidates"] = _candidates(options, trainer, prompt, folder)
+                file.write_text(json.dumps(pair, indent=1))
+            pairs.append(json.loads(file.read_text()))
+            pairs[-1] |= _agreement_of(pairs[-1]["candidates"])
             print(pairs[-1], flush=True)
-            correlations = [pair["rank_correlation"] for pair in pairs]
-            best = [pair["best_is_best"] for pair in pairs]
-            figures = {
-                "pairs": pairs,
-                "mean_rank_correlation": sum(correlations) / len(pairs),
-                "best_is_best": sum(best) / len(pairs),
-            }
-            (options.out / "try.json").write_text(json.dumps(figures, indent=1))
-    return figures
-
-
-def _pair(options: Options, scene: Path, prompt: str, folder: Path) -> dict[str, Any]:
-    asked = [(guidance, seed) for guidance in options.guidances for seed in range(options.seeds)]
-    by_try, by_edit = [], []
-    views = None
-    for guidance, seed in asked:
-        trainer = _trainer(scene, prompt, folder / f"{guidance:g}-{seed}", guidance, seed, options.steps)
-        pipeline: Any = trainer.pipeline
-        if views is None:
-            views = ViewsToTry(pipeline, 3)
-            size = views.images.shape[-2:]
-            photos = pipeline.datamanager.train_photos(views.indices, *size).cpu()
-        views = ViewsToTry(pipeline, 3)
-        tried = views.ask(prompt, Guidance(guidance, pipeline.image_guidance.value), seed)
-        by_try.append(_to_answer(prompt, photos, tried.pictures))
-        trainer.train()
-        cameras, indices = pipeline.datamanager.eval_cameras(128, 128, 8)
-        by_edit.append(
-            _to_answer(
-                prompt, pipeline.datamanager.eval_photos(indices, 128, 128).cpu(), pipeline.draw(cameras)
-            )
-        )
+    told = [order for pair in pairs for order in pair["alike"]]
+    correlations = [pair["rank_correlation"] for pair in pairs]
     return {
-        "candidates": asked,
-        "try_db": by_try,
-        "edit_db": by_edit,
-        "rank_correlation": _spearman(by_try, by_edit),
-        "best_is_best": by_try.index(max(by_try)) == by_edit.index(max(by_edit)),
+        "pairs": pairs,
+        "mean_rank_correlation": sum(correlations) / len(pairs),
+        "pairs_of_candidates_that_differ": len(told),
+        "of_these_in_the_same_order": sum(told),
+        "loss_by_taking_the_best_tried_db": sum(pair["loss_db"] for pair in pairs) / len(pairs),
     }
 
 
-def _trainer(scene: Path, prompt: str, folder: Path, guidance: float, seed: int, steps: int) -> Any:
+def _candidates(options: Options, trainer: Any, prompt: str, folder: Path) -> list[dict[str, float]]:
+    """What each comes to: tried, and, as from the viewer, taken and edited to the end."""
+    pipeline = trainer.pipeline
+    candidates = []
+    for guidance, seed in itertools.product(options.guidances, range(options.seeds)):
+        trainer._is_waiting = True
+        if trainer.steps_done:
+            trainer.undo()
+        views = ViewsToTry(pipeline, 3)
+        tried = views.ask(prompt, Guidance(guidance, pipeline.image_guidance.value), seed)
+        trainer.tries = folder / f"{guidance:g}-{seed}"
+        save_candidate(trainer.tries / "1", tried.candidate, tried.pictures)
+        trainer.take(1)
+        trainer.go_on()
+        trainer._start_step = trainer.steps_done
+        trainer._until_interrupted()
+        cameras, indices = pipeline.datamanager.eval_cameras(128, 128, 4)
+        photos = pipeline.datamanager.eval_photos(indices, 128, 128).cpu()
+        shown = pipeline.datamanager.train_photos(views.indices, *views.images.shape[-2:]).cpu()
+        candidates.append(
+            {
+                "guidance": guidance,
+                "seed": seed,
+                "try_db": _to_answer(prompt, shown, tried.pictures),
+                "edit_db": _to_answer(prompt, photos, pipeline.draw(cameras)),
+            }
+        )
+        print(prompt, candidates[-1], flush=True)
+    return candidates
+
+
+def _agreement_of(candidates: list[dict[str, float]]) -> dict[str, Any]:
+    """Of the two rankings: their correlation, whether they order those alike whose edits differ, and what is
+    lost by taking the one that was best in the try."""
+    tried, edited = ([candidate[name] for candidate in candidates] for name in ("try_db", "edit_db"))
+    return {
+        "rank_correlation": _spearman(tried, edited),
+        "alike": [
+            (tried[i] < tried[j]) == (edited[i] < edited[j])
+            for i, j in itertools.combinations(range(len(tried)), 2)
+            if abs(edited[i] - edited[j]) > DIFFERENT_DB
+        ],
+        "loss_db": max(edited) - edited[tried.index(max(tried))],
+    }
+
+
+def _trainer(scene: Path, folder: Path, steps: int) -> Any:
     """Of an edit, before its first step."""
     for buffer in (writer.EVENT_STORAGE, writer.EVENT_WRITERS):
         buffer.clear()
     writer.GLOBAL_BUFFER.clear()
     config: Any = copy.deepcopy(METHODS["csd-edit-tiny"])
-    config.load_dir, config.prompt, config.output_dir = scene, prompt, folder
+    config.load_dir, config.prompt, config.output_dir = scene, PROMPTS[0], folder
     config.vis, config.timestamp, config.max_num_iterations = "tensorboard", "edit", steps
     config.viewer.quit_on_train_completion, config.logging.local_writer.enable = True, False
-    config.machine.seed, config.pipeline.objective.text_guidance = seed, guidance
     config.pipeline.steps_per_picture = config.pipeline.turntable_frames = 0
+    config.pipeline.picture_views, config.pipeline.picture_size = 1, 16  # not looked at
     config.set_timestamp()
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
+    trainer._meter = trainer._start_meter()
     return trainer
 
 

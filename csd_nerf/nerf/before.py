@@ -25,6 +25,10 @@ class SceneBefore:
         self._build, self._is_looked_at = build, is_looked_at
         self._model: NerfactoModel | None = None
 
+    def forget(self) -> None:
+        """Build it again when it is next looked at: it is another scene now."""
+        self._model = None
+
     def draw(self, camera: Cameras, crop: OrientedBox | None) -> Tensor | None:
         """A picture (H, W, 3), 0..1; None, at no cost, when nobody looks."""
         if not self._is_looked_at():

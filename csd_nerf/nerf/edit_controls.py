@@ -96,6 +96,12 @@ class EditControls(Controls):
         self._redo = self.add_button(
             "Redo", lambda: self._changing_the_scene(self._trainer.redo), icon="ARROW_FORWARD_UP"
         )
+        self._on_top = self.add_button(
+            "Edit on top",
+            lambda: self._edit_on_top,
+            icon="STACK_2",
+            hint="Edit what is shown, with another prompt; this edit is kept, in a folder of its own",
+        )
         self._strength = self.gui.add_slider("Strength", 0.0, 1.0, 0.05, self.pipeline.strength)
         self._strength.on_update(self._mixed)
         self._build_before()
@@ -159,19 +165,21 @@ class EditControls(Controls):
 
     def _build_history(self) -> None:
         """What the scene was made from, and how to see it."""
-        source = self.pipeline.config.source_checkpoint
         with self.gui.add_folder("History", expand_by_default=False):
-            try:
-                links = chain_of(source) if source else []
-            except InputError:
-                self.gui.add_markdown(f"Gone: {source}")
-                return
-            lines = [
-                f"{number}. {link.prompt or ('gone' if link.gone else 'the scene')}  \n"
-                f"`{viewer_command(link.folder)}`"
-                for number, link in enumerate(links)
-            ]
-            self.gui.add_markdown("\n\n".join([*lines, f"{len(links)}. this edit"]))
+            self._history = self.gui.add_markdown(self._chain())
+
+    def _chain(self) -> str:
+        source = self.pipeline.config.source_checkpoint
+        try:
+            links = chain_of(source) if source else []
+        except InputError:
+            return f"Gone: {source}"
+        lines = [
+            f"{number}. {link.prompt or ('gone' if link.gone else 'the scene')}\n\n"
+            f"```\n{viewer_command(link.folder)}\n```"  # scrolls by itself: paths are longer than lines
+            for number, link in enumerate(links)
+        ]
+        return "\n\n".join([*lines, f"{len(links)}. this edit"])
 
     # ---------------------------------------------------------------- the box
 
@@ -253,6 +261,15 @@ class EditControls(Controls):
             do, lambda: self._show_whether(running=False), self._tell_progress, self._redraw
         )
 
+    def _edit_on_top(self) -> None:
+        self._changing_the_scene(self._trainer.edit_on_top)()
+        self._history.content = self._chain()
+        self._strength.value = self.pipeline.strength
+        self._try.clear()
+        self.tell(
+            "Edit on top", f"Write another prompt, Apply, Start. It will be in {self._trainer.base_dir}"
+        )
+
     def _state(self) -> list[str]:
         return ["undone: this is the source"] if self.pipeline.is_undone else super()._state()
 
@@ -262,6 +279,7 @@ class EditControls(Controls):
         self._undo.visible = not is_undone
         self._redo.visible = is_undone
         self._undo.disabled = running or not self._trainer.steps_done
+        self._on_top.disabled = running or is_undone or not self._trainer.steps_done
         self._try.button.disabled = running or not (is_undone or not self._trainer.steps_done)
         if running:
             self._try.clear()

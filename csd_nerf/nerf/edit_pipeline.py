@@ -429,6 +429,8 @@ class EditPipeline(PromptedPipeline):
             box = self._box.box
             config.region = RegionConfig("box", box.center, box.size, box.rotation)
         config.strength = self.strength
+        config.source_checkpoint = self.config.source_checkpoint
+        config.source_was_edited = self.config.source_was_edited
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Field and proposal networks, the latter unless they are kept; an edit leaves cameras alone."""
@@ -919,9 +921,20 @@ class EditPipeline(PromptedPipeline):
         self.reset_to_source()
 
     def redo(self) -> None:
-        """Show the edit that was undone."""
+        """Show the edit that was undone.
+
+        Raises:
+            InputError: the next one was given a box, and this one had none.
+        """
         edit = self._begun()
         assert edit.undone is not None and edit.optimizers is not None
+        check(
+            edit.undone.weights.keys() == self.model.state_dict().keys(),
+            "the edit that was undone was everywhere",
+            expected="a redo before a box is chosen",
+            got="a box",
+            hint="press Start for an edit in the box; the other one is still in its folder",
+        )
         undone, edit.undone = edit.undone, None
         self.model.load_state_dict(undone.weights)
         edit.optimizers.load_optimizers(undone.optimizers)
@@ -935,6 +948,25 @@ class EditPipeline(PromptedPipeline):
         edit.undone, edit.alarm = None, NoOpAlarm()
         self._evaluations_before = -edit.prior.unet_evaluations
         self.find_relevant(self.prompt.value)
+
+    def take_as_source(self, checkpoint: Path) -> None:
+        """Let the edited scene be the source of the edit that `begin_anew` begins.
+
+        Args:
+            checkpoint: of that scene, everywhere and in full strength.
+        """
+        edit = self._begun()
+        self.config.source_checkpoint, self.config.source_was_edited = checkpoint, True
+        if keeps_source_field(self.model):  # of a strength that was tried
+            self.model.load_source(read_checkpoint(checkpoint)["pipeline"], str(checkpoint))
+        edit.source_weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        edit.source_latents.clear()
+        edit.targets.photos = self._photos(edit.rays, edit.height, edit.width)
+        edit.before = self.eval_pictures()
+        if edit.prior.text_sees_picture:
+            self._read_about_all_views()
+        if self.model.scene_before is not None:
+            self.model.scene_before.forget()
 
     @property
     def box(self) -> RegionBox | None:

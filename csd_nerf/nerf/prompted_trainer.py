@@ -247,6 +247,12 @@ class PromptedTrainer(SceneTrainer):
             SystemExit: 130, once all is saved, when Ctrl-C ended the run.
         """
         self._meter = self._start_meter()
+        try:
+            self._train_and_wait()
+        finally:
+            self._end_drawing_for_viewers()
+
+    def _train_and_wait(self) -> None:
         is_shown = self.pipeline.controls.is_shown
         if is_shown and self.training_state == "paused":
             self._wait()
@@ -287,7 +293,7 @@ class PromptedTrainer(SceneTrainer):
         self._newest_step = max(self._start_step - 1, 0)
         self.training_state = "training"
         try:
-            super().train()
+            self._train_in_one_go()
         finally:
             self.config = total
 
@@ -406,6 +412,9 @@ class PromptedTrainer(SceneTrainer):
 
     def _serve(self) -> None:
         self.requests.serve()
+        self._write_settings()
+
+    def _write_settings(self) -> None:
         if self._is_unsaved:
             self._is_unsaved = False
             recorded = self._recorded

@@ -159,15 +159,19 @@ class SceneTrainer(Trainer):
     def train(self) -> None:
         """Train; too little memory ends the program with a message, and what was done is saved."""
         try:
-            with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
-                try:
-                    super().train()
-                except (RuntimeError, MemoryError) as error:
-                    if is_out_of_memory(error) and (saved := self.save_what_is_done()):
-                        CONSOLE.print(Text(saved), soft_wrap=True)
-                    raise
+            self._train_in_one_go()
         finally:
             self._end_drawing_for_viewers()
+
+    def _train_in_one_go(self) -> None:
+        """nerfstudio's training, which may be followed by another where there is a viewer."""
+        with exit_on_input_error(), self._memory_explained(), _without_their_warnings():
+            try:
+                super().train()
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error) and (saved := self.save_what_is_done()):
+                    CONSOLE.print(Text(saved), soft_wrap=True)
+                raise
         if self._dropped > 1:
             CONSOLE.print(f"{self._dropped} steps were dropped, for the same reason as the first.")
 

@@ -265,7 +265,10 @@ def check_can_be_edited(run: Run, saved: EditTrainerConfig) -> None:
     for flag, shared in (
         ("--pipeline.region.source", pipeline.region.source != "none"),
         ("--pipeline.freeze-geometry", pipeline.freeze_geometry),
-        ("--pipeline.strength", holds_source(read_checkpoint(run.checkpoint)["pipeline"])),
+        (
+            "--pipeline.strength",
+            pipeline.strength < 1 or holds_source(read_checkpoint(run.checkpoint)["pipeline"]),
+        ),
     ):
         check(
             not shared,
@@ -338,6 +341,30 @@ class EditTrainer(PromptedTrainer):
         self._check_waits()
         if self.pipeline.is_undone:
             self.pipeline.redo()
+            self.save_settings()
+
+    def edit_on_top(self) -> None:
+        """Let the edited scene be the source of another edit, in a folder of its own; this one is kept.
+        It is what `--load-dir` of this one does with another prompt.
+
+        Raises:
+            InputError: steps are being made; there is no edit, or its source has a part in it.
+        """
+        self._check_waits()
+        check(
+            self.steps_done > 0 and not self.pipeline.is_undone,
+            "there is no edit to edit further",
+            expected="an edited scene",
+            got="its source",
+            hint="press Redo first" if self.pipeline.is_undone else "press Start first",
+        )
+        self._write_settings()
+        run = find_run(self.base_dir)
+        assert isinstance(run.config, EditTrainerConfig)
+        check_can_be_edited(run, run.config)
+        self.pipeline.take_as_source(run.checkpoint)
+        self._taken = None
+        self._begin_anew()
 
     def go_on(self) -> None:
         """Make the steps that are left; where the edit was undone, those of another, in another folder."""
@@ -386,6 +413,11 @@ class EditTrainer(PromptedTrainer):
             tried = views.ask(pipeline.prompt.value, guidance, seed)
             save_candidate(self.tries / str(seed + 1), tried.candidate, tried.pictures)
             yield tried
+
+    def save_settings(self) -> None:
+        """As the parent's; what is set while an edit is undone is of the next one, unless it is redone."""
+        if not self.pipeline.is_undone:
+            super().save_settings()
 
     def take(self, number: int) -> None:
         """Let one of the candidates, 1-based, become the edit.
@@ -445,7 +477,8 @@ class EditTrainer(PromptedTrainer):
                 hint="press Stop and keep, then Undo, and choose the box before Start",
             )
         self.pipeline.keep_to_box(box)
-        self._renew()
+        if not self.pipeline.is_undone:  # else `go_on` does, for a folder of its own
+            self._renew()
         self.save_settings()
 
     def _begin_anew(self) -> None:
@@ -453,6 +486,8 @@ class EditTrainer(PromptedTrainer):
         config = self.config
         config.timestamp = free_timestamp(config)
         config.load_checkpoint = config.pipeline.source_checkpoint
+        for each in (config, self._recorded):
+            each.pipeline.candidate = self._taken
         self.base_dir, self.checkpoint_dir = config.get_base_dir(), config.get_checkpoint_dir()
         self.base_dir.mkdir(parents=True)
         self._start_step = self.steps_done = 0

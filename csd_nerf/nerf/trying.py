@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -55,13 +55,16 @@ class ViewsToTry:
         self._pipeline = pipeline
         self.indices = CameraSampler(pipeline.datamanager.train_dataset.cameras, count, seed, "--views")(0)
         self.images, self._source, self._condition = pipeline.views_with_source(self.indices)
-        # All the steps that the rounds of an edit take, one after the other.
-        settings = copy.deepcopy(config)
-        settings.descent.steps *= pipeline.planned_rounds()
-        self._edit = descend(settings, pipeline.running_prior())
+        views_per_round = config.particles or len(pipeline.datamanager.train_dataset)
+        self._rounds_kept = max(1, config.kept_views // views_per_round)
+        self._edit = descend(config, pipeline.running_prior())
 
     def ask(self, prompt: str, guidance: Guidance, seed: int) -> Tried:
-        """Edit the views, by the objective and as far as the method does.
+        """Edit the views, in all the rounds of the method.
+
+        What a scene would do between them, the views do by themselves. It is fitted to the targets of the
+        newest B / N rounds at once, and so comes to their mean; each view becomes that of its own. Without
+        it, they go much further than the scene does: a strong guidance looks far worse than it is.
 
         Args:
             prompt: what to change.
@@ -71,19 +74,24 @@ class ViewsToTry:
         Raises:
             NonFiniteResidual: the prior's answer is not finite.
         """
-        views = RoundViews(
-            images=self.images,
-            source=self._source,
-            condition=self._condition,
-            prompt=prompt,
-            guidance=guidance,
-            number=0,
-            rounds=1,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        views, rounds = self.images, self._pipeline.planned_rounds()
+        targets: deque[Tensor] = deque(maxlen=self._rounds_kept)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad(), all_for_torch():
-            edited = self._edit(views).clamp(0, 1).float().cpu()
-        before = self.images.float().cpu()
+            for number in range(rounds):
+                asked = RoundViews(
+                    images=views,
+                    source=self._source,
+                    condition=self._condition,
+                    prompt=prompt,
+                    guidance=guidance,
+                    number=number,
+                    rounds=rounds,
+                    generator=generator,
+                )
+                targets.append(self._edit(asked).clamp(0, 1))
+                views = torch.stack(list(targets)).mean(0)
+        before, edited = self.images.float().cpu(), views.float().cpu()
         candidate = Candidate(
             prompt=prompt,
             seed=seed,

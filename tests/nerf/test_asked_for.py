@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from nerf_runs import run
 
 from csd_nerf.errors import InputError
+from csd_nerf.nerf.chain import chain_of
+from csd_nerf.nerf.config_loader import read_config
 from csd_nerf.nerf.region_box import RegionBox
 from csd_nerf.nerf.requests import Requests
 
@@ -64,7 +66,7 @@ def test_more_steps_and_another_prompt_are_in_the_configuration(waiting: Any) ->
     waiting.change_prompt("turn it into a pencil sketch")
     waiting.more_steps(3)
     waiting._serve()
-    saved = yaml.load((waiting.base_dir / "config.yml").read_text(), Loader=yaml.Loader)
+    saved = saved_in(waiting.base_dir)
     assert saved.pipeline.prompt == "turn it into a pencil sketch" and saved.max_num_iterations == 7
     with pytest.raises(InputError, match="steps are being made"):
         waiting.undo()
@@ -84,6 +86,9 @@ def test_an_undone_edit_starts_again_in_a_box_and_a_folder_of_its_own(waiting: A
     with pytest.raises(InputError, match="no volume"):
         waiting.keep_to_box(RegionBox((0.0, 0.0, 0.0), (0.0, 1.0, 1.0)))
     waiting.keep_to_box(box)
+    with pytest.raises(InputError, match="was everywhere"):
+        waiting.redo()
+    assert not (first / "pictures" / "region.png").exists()
     waiting.go_on()
     waiting._start_step = waiting.steps_done
     waiting._serve()
@@ -93,8 +98,85 @@ def test_an_undone_edit_starts_again_in_a_box_and_a_folder_of_its_own(waiting: A
     assert second == first.with_name(f"{first.name}+2")
     assert {path.name for path in (first / "nerfstudio_models").iterdir()} == kept
     assert (second / "pictures" / "after.png").exists()
-    saved = yaml.load((second / "config.yml").read_text(), Loader=yaml.Loader)
+    saved = saved_in(second)
     assert saved.pipeline.region.source == "box" and saved.pipeline.region.box_size == (50.0, 50.0, 50.0)
+
+
+def test_what_is_set_while_an_edit_is_undone_is_of_the_next_one(waiting: Any) -> None:
+    first = waiting.base_dir
+    waiting.undo()
+    waiting.change_prompt("make it winter")
+    waiting._serve()
+    assert saved_in(first).pipeline.prompt == "make it night"
+    waiting.go_on()
+    waiting._serve()
+    assert saved_in(first).pipeline.prompt == "make it night"
+    assert waiting.base_dir != first and saved_in(waiting.base_dir).pipeline.prompt == "make it winter"
+
+
+def test_a_second_edit_on_top_is_the_one_that_its_command_makes(waiting: Any, edit_config: Make) -> None:
+    pipeline, first = waiting.pipeline, waiting.base_dir
+    pipeline.show_before(lambda: True)
+    camera = pipeline._edit.cameras[0:1]
+    pipeline.model.eval().get_outputs_for_camera(camera)  # builds the scene before
+    pipeline.model.train()
+    waiting.show_at(0.5)
+    with pytest.raises(InputError, match="cannot be edited further"):
+        waiting.edit_on_top()
+    waiting.show_at(1.0)
+    night = pipeline.eval_pictures()
+    waiting.edit_on_top()
+    with pytest.raises(InputError, match="there is no edit"):
+        waiting.edit_on_top()
+    waiting.change_prompt("turn it into a pencil sketch")
+    assert torch.equal(pipeline._edit.before, night)
+    (tried,) = waiting.try_edits(1)  # of the night
+    waiting.go_on()
+    waiting._start_step = waiting.steps_done
+    waiting._serve()
+    waiting._train_to_the_end()
+    second = waiting.base_dir
+    outputs = pipeline.model.eval().get_outputs_for_camera(camera)
+    assert not torch.equal(outputs["rgb_before"], outputs["rgb"])
+    pipeline.model.train()
+
+    links = chain_of(second)
+    assert [link.prompt for link in links] == ["", "make it night", "turn it into a pencil sketch"]
+    assert [link.folder for link in links[1:]] == [first, second] and saved_in(first).pipeline.strength == 1
+    by_command = run(
+        edit_config(
+            load_dir=first,
+            prompt="turn it into a pencil sketch",
+            pipeline__turntable_frames=0,
+            timestamp="by-command",
+        )
+    ).pipeline
+    assert torch.equal(by_command.eval_pictures(), pipeline.eval_pictures())
+    assert tried.candidate.source == str(by_command.config.source_checkpoint)
+
+    waiting._is_waiting = True
+    waiting.show_at(0.0)  # of the second edit
+    assert torch.equal(pipeline.eval_pictures(), night)
+    waiting.show_at(1.0)
+    waiting.undo()
+    assert torch.equal(pipeline.eval_pictures(), night)
+
+
+def test_nothing_is_tried_or_changed_while_steps_are_made(waiting: Any) -> None:
+    waiting._is_waiting = False
+    for asked in (
+        lambda: next(waiting.try_edits(1)),
+        lambda: waiting.take(1),
+        waiting.undo,
+        waiting.edit_on_top,
+        lambda: waiting.show_at(0.5),
+    ):
+        with pytest.raises(InputError, match="steps are being made"):
+            asked()
+
+
+def saved_in(folder: Path) -> Any:
+    return read_config(folder / "config.yml")
 
 
 def test_a_candidate_that_is_taken_becomes_the_edit_as_it_does_by_its_option(
@@ -114,7 +196,7 @@ def test_a_candidate_that_is_taken_becomes_the_edit_as_it_does_by_its_option(
     waiting.go_on()
     waiting._start_step = waiting.steps_done
     waiting._serve()
-    saved = yaml.load((waiting.base_dir / "config.yml").read_text(), Loader=yaml.Loader)
+    saved = saved_in(waiting.base_dir)
     assert saved.machine.seed == 1 and saved.pipeline.candidate == waiting.tries / "2"
     waiting._train_to_the_end()
     option = edit_config(

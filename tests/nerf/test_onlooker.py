@@ -100,6 +100,22 @@ def test_an_edit_is_the_same_when_somebody_looks(
             assert torch.equal(value, weights[1][name]), name
 
 
+def test_tabs_are_drawn_for_until_the_program_ends(
+    edit_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(
+        PromptedTrainer, "_end_drawing_for_viewers", lambda trainer: ended.append(trainer.steps_done)
+    )
+    trainer = run(edit_config(max_num_iterations=1, pipeline__turntable_frames=0))
+    assert ended == [1]
+    trainer._is_waiting, trainer.training_state = True, "paused"
+    trainer.more_steps(1)
+    trainer._start_step = 1
+    trainer._train_to_the_end()
+    assert ended == [1] and trainer.steps_done == 2
+
+
 def test_what_draws_for_a_tab_has_ended_when_training_has() -> None:
     """A thread that still computes when the program ends would abort it."""
 
