@@ -31,8 +31,6 @@ RETRIES = 3
 SECONDS_BETWEEN_LETTERS = 0.5
 SECONDS_BETWEEN_LOOKS = 0.5
 GIB = 2**30
-TOKEN = Path.home() / ".ray" / "auth_token"
-"""Where Ray keeps the one that lets a process join a cluster."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,6 @@ class Cluster:
 
     def __init__(self, address: str | None, needs: Needs) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if TOKEN.exists():  # a head that was begun on this machine asks for it then, unless told otherwise
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
