@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -166,22 +166,17 @@ class Cluster:
         while waiting:
             ended, _ = self._ray.wait(list(waiting), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
             for letter in self._ray.get(self._mailbox.take.remote()):
-                if letter.job in waiting.values():  # and not late
-                    _read(letter, stages[letter.key], progress, table)
+                _read(letter, stages[letter.key], progress, table)
             for task in ended:
-                outcome = self._outcome(task)
-                progress.records.update(outcome.records)
-                progress.save()
-                done(waiting.pop(task), outcome.reason)
+                done(waiting.pop(task), self._outcome(task))
 
-    def _outcome(self, task: Any) -> Outcome:
+    def _outcome(self, task: Any) -> str | None:
+        """Why a task failed; None of one that did not."""
         try:
-            outcome: Outcome = self._ray.get(task)
+            outcome: str | None = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            return Outcome(
-                "\n".join([f"Its worker died {RETRIES + 1} times, or could not begin.", *lines[-5:]])
-            )
+            return "\n".join([f"Its worker died {RETRIES + 1} times, or could not begin.", *lines[-5:]])
         return outcome
 
 
@@ -219,19 +214,6 @@ class Letter:
     record: StageRecord | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a job.
-
-    Attributes:
-        reason: why it failed; None of one that did not.
-        records: the times of its stages.
-    """
-
-    reason: str | None = None
-    records: dict[str, StageRecord] = field(default_factory=dict)
-
-
 class _Mailbox:
     """Letters, in their order, until they are taken."""
 
@@ -266,37 +248,34 @@ class _Correspondent(Progress):
             self._send(Letter(self._job, stage.key, record=dataclasses.replace(self[stage.key])))
 
     def save(self) -> None:
-        """Nothing: times are sent with the steps, and are of the job's outcome."""
+        """Nothing: times are sent with the steps, and in `close`."""
 
-    def record(self) -> StageRecord:
-        """The time of the newest stage, which is sent as well.
+    def close(self) -> None:
+        """Send the time of the newest stage, and wait until all letters are there."""
+        import ray
 
-        Nobody waits for the letter: Ray would give the core to another job meanwhile.
-        """
         record = dataclasses.replace(self[self._stage])
-        self._send(Letter(self._job, self._stage, record=record))
-        return record
+        ray.get(self._mailbox.put.remote(Letter(self._job, self._stage, record=record)))
 
     def _send(self, letter: Letter) -> None:
         self._mailbox.put.remote(letter)
 
 
-def _work(job: int | None, stages: Sequence[Stage], mailbox: Any) -> Outcome:
-    """Do what is left of a job, in a worker."""
+def _work(job: int | None, stages: Sequence[Stage], mailbox: Any) -> str | None:
+    """Do what is left of a job, in a worker; returns why it failed, if it did."""
     end_commands_with_this_process()
     folder = stages[0].folder
     if not (folder / "settings.json").exists():
-        return Outcome(
+        return (
             f"{folder} is not there on {socket.gethostname()}: --output, --data and --load-dir must be in a "
             "folder that all machines share, by the same name."
         )
-    records: dict[str, StageRecord] = {}
     for stage in stages:
         if stage.finished():  # before the worker died that began the job
             continue
         correspondent = _Correspondent(job, folder, mailbox)
         reason = run_stages([stage], correspondent, correspondent)
-        records[stage.key] = correspondent.record()
+        correspondent.close()
         if reason is not None:
-            return Outcome(reason, records)
-    return Outcome(records=records)
+            return reason
+    return None
