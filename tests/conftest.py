@@ -20,11 +20,18 @@ from csd_nerf.bundled import bundled_path
 from csd_nerf.priors import Prior, load_prior
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONG_FILES = {"test_demo.py", "test_training.py", "test_ranks_of_editors.py", "test_translate_command.py"}
+"""Beside those of scenes."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A process for each core: threads of their own would wait for each other. What tests start inherits it.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take long first: with short ones at the end no core waits for another."""
+    items.sort(key=lambda item: "nerf" not in item.path.parts and item.path.name not in LONG_FILES)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -225,9 +225,9 @@ def no_number(folder: Path) -> None:
     [
         (CAPTURES["colmap-binary"][0], spoil("images.bin", b"\5"), "images.bin|unpack|cannot be read"),
         (CAPTURES["colmap-binary"][0], spoil("1.jpg", b""), "1.jpg"),
-        (CAPTURES["colmap-text"][0], spoil("3.jpg", None), "3.jpg[\\s\\S]*no such file"),
+        (CAPTURES["colmap-text"][0], spoil("3.jpg", None), "3.jpg[\\s\\S]*[Nn]o such file"),
         (blender, spoil("transforms_val.json", None), "transforms_val.json"),
-        (blender, spoil("r_1.png", None), "r_1.png[\\s\\S]*no such file"),
+        (blender, spoil("r_1.png", None), "r_1.png[\\s\\S]*[Nn]o such file"),
         (instant_ngp, spoil("*[159].png", None), "too few frames"),
         (instant_ngp, spoil("*[1-9].png", None), "10 of 12 images"),
         (instant_ngp, no_number, "1 of 10 poses[\\s\\S]*0001.png"),
