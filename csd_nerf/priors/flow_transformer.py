@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from csd_nerf.priors.attention import recorded_joint_attention
-from csd_nerf.priors.base import GuidedBy, NoiseSchedule, Text
+from csd_nerf.priors.base import Text
+from csd_nerf.priors.flow_prior import TIMESTEPS, FlowPrior
 from csd_nerf.priors.folder import NATIVE_TOKENS, PATCH, pixels_per_latent
-from csd_nerf.priors.latent_prior import LatentPrior
 
 
-class FlowTransformer(LatentPrior):
+class FlowTransformer(FlowPrior):
     """A transformer that sees the noisy picture's and the source picture's tokens in one sequence.
 
     It predicts the velocity from picture to noise, `v = eps - x`, in `x_s = (1 - s) x + s eps`; the noise is
@@ -26,39 +26,17 @@ class FlowTransformer(LatentPrior):
 
     Args:
         transformer: of the subclass's class.
-        guided_by: "text", or "itself" for one with guidance distilled into it.
-        time_shift: see `Prior`.
-        vae, load_text, unet_batch_size, vae_batch_size: of `LatentPrior`.
+        vae, parts: of `FlowPrior`.
     """
 
     image_conditioned = True
     _picture_first = False
 
-    def __init__(
-        self,
-        *,
-        transformer: Any,
-        vae: Any,
-        load_text: Callable[[], Sequence[tuple[Any, Any]]],
-        guided_by: GuidedBy,
-        time_shift: float,
-        unet_batch_size: int,
-        vae_batch_size: int,
-    ) -> None:
-        super().__init__(
-            network=transformer,
-            vae=vae,
-            load_text=load_text,
-            schedule=NoiseSchedule.flow(_TIMESTEPS),
-            unet_batch_size=unet_batch_size,
-            vae_batch_size=vae_batch_size,
-        )
+    def __init__(self, *, transformer: Any, vae: Any, **parts: Any) -> None:
+        super().__init__(transformer=transformer, vae=vae, **parts)
         # Takes effect where gradients are enabled: in self_attention_features alone.
         transformer.enable_gradient_checkpointing()
-        self.transformer = transformer.eval().requires_grad_(False)
         self.self_attention_layers = len(transformer.transformer_blocks)
-        self.guided_by = guided_by
-        self.time_shift = time_shift
         self.latent_channels = transformer.config["in_channels"]
         self.vae_factor = PATCH * pixels_per_latent(dict(vae.config))
         # A transformer of this kind does not say for which size it was made; its autoencoder does, or none.
@@ -137,7 +115,7 @@ class FlowTransformer(LatentPrior):
         return condition
 
     def _time(self, t: int, count: int) -> Float[Tensor, " m"]:
-        return torch.full((count,), t, dtype=self.dtype, device=self.device) / _TIMESTEPS
+        return torch.full((count,), t, dtype=self.dtype, device=self.device) / TIMESTEPS
 
     def _answer(
         self,
@@ -175,10 +153,6 @@ class FlowTransformer(LatentPrior):
             height, width: in tokens.
             order: 0 for the noisy picture, 1 for the source.
         """
-
-
-_TIMESTEPS = 1000
-"""Of the schedule; the transformers take any time between."""
 
 
 class ShiftedLatents(FlowTransformer):

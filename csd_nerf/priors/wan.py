@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from csd_nerf.priors.base import GuidedBy, NoiseSchedule, Text
+from csd_nerf.priors.base import Text
+from csd_nerf.priors.flow_prior import FlowPrior
 from csd_nerf.priors.folder import PATCH
-from csd_nerf.priors.latent_prior import LatentPrior
 
 
-class Wan(LatentPrior):
+class Wan(FlowPrior):
     """Wan's transformer, which makes clips of descriptions, from diffusers' components.
 
     It predicts the velocity from clip to noise as `FlowTransformer` does. Its VAE knows of time: the first
@@ -26,37 +25,15 @@ class Wan(LatentPrior):
     Args:
         transformer: `WanTransformer3DModel`, told time in 0 to 1000.
         vae: `AutoencoderKLWan`.
-        guided_by: "text".
-        time_shift: see `Prior`.
-        load_text, unet_batch_size, vae_batch_size: of `LatentPrior`.
+        parts: the rest, of `FlowPrior`.
     """
 
     image_conditioned = False
     clip_frames = 81
     self_attention_layers = 0
 
-    def __init__(
-        self,
-        *,
-        transformer: Any,
-        vae: Any,
-        load_text: Callable[[], Sequence[tuple[Any, Any]]],
-        guided_by: GuidedBy,
-        time_shift: float,
-        unet_batch_size: int,
-        vae_batch_size: int,
-    ) -> None:
-        super().__init__(
-            network=transformer,
-            vae=vae,
-            load_text=load_text,
-            schedule=NoiseSchedule.flow(_TIMESTEPS),
-            unet_batch_size=unet_batch_size,
-            vae_batch_size=vae_batch_size,
-        )
-        self.transformer = transformer.eval().requires_grad_(False)
-        self.guided_by = guided_by
-        self.time_shift = time_shift
+    def __init__(self, *, vae: Any, **parts: Any) -> None:
+        super().__init__(vae=vae, **parts)
         self.latent_channels = PATCH**2 * vae.config["z_dim"]
         self.vae_factor = PATCH * vae.config["scale_factor_spatial"]
         self.frame_factor = vae.config["scale_factor_temporal"]
@@ -152,8 +129,6 @@ def _unpacked(latents: Float[Tensor, "n c f h w"]) -> Float[Tensor, "n _ f _ _"]
     return functional.pixel_shuffle(latents.transpose(1, 2), PATCH).transpose(1, 2)
 
 
-_TIMESTEPS = 1000
-"""Of the schedule; the transformer takes any time between."""
 _SHORT_SIDE = 480
 """Of the clips, in pixels, that Wan 2.1's smallest and Lucy Edit were made for."""
 _WORDS = 512
