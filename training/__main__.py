@@ -1,10 +1,6 @@
 """Make the bundled priors from scratch: `tiny-instruct`, `tiny-sd` and the depth ControlNet `tiny-depth`; and
-<<<<<<< HEAD
-`tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext.
-=======
-`tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext, and `tiny-video`, layers of motion in
-`tiny-instruct`, which are not bundled yet.
->>>>>>> video
+`tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext; and `tiny-video`, layers of motion in
+`tiny-instruct`.
 
     python -m training --out csd_nerf/bundled --work ../bundled-priors-work
 

@@ -33,6 +33,8 @@ SHORT_SIDES = (112, 200)
 """Pixels, of the photo that a window travels over."""
 FASTEST = 4.0
 """Pixels a frame, along either side."""
+SAVED_EVERY = 10
+"""Clips."""
 LONGEST_STRIDE = 3
 """Frames of a film from one frame of a clip to the next."""
 
@@ -40,45 +42,50 @@ LONGEST_STRIDE = 3
 def write_moving(
     worker: Worker, photos: list[Photo], films: list[list[Tensor]], work: Path, seed: int
 ) -> None:
-    """Encode this worker's share of the clips to `work/moving-RANK-of-COUNT.pt`.
+    """Encode this worker's share of the clips to `work/moving-RANK-of-COUNT.pt`, where a killed run goes on.
 
     Args:
         photos: to travel over.
         films: frames (3, H, W) uint8 of each.
     """
     file = _file(work, worker.rank, worker.count)
-    if not file.exists():
-        vae = load_vae(work, worker.device)
+    clips = torch.load(file, weights_only=True) if file.exists() else []
+    vae = load_vae(work, worker.device)
 
-        @torch.no_grad()
-        def encode(frames: Tensor) -> Tensor:
-            """(F, 3, H, W) to (4, F, h, w)."""
-            with torch.autocast(worker.device.type, torch.bfloat16):
-                mean = vae.encode(frames.to(worker.device) * 2 - 1).latent_dist.mode()
-            return mean.half().cpu().transpose(0, 1).contiguous()
+    @torch.no_grad()
+    def encode(frames: Tensor) -> Tensor:
+        """(F, 3, H, W) to (4, F, h, w)."""
+        with torch.autocast(worker.device.type, torch.bfloat16):
+            mean = vae.encode(frames.to(worker.device) * 2 - 1).latent_dist.mode()
+        return mean.half().cpu().transpose(0, 1).contiguous()
 
-        encoded = []
-        for index in range(worker.rank, sum(CLIPS.values()), worker.count):
-            frames, painted = _clip(
-                index, photos, films, torch.Generator().manual_seed(step_seed(seed, index))
-            )
-            targets = {}
-            for name in TARGETS:
-                edit = OPERATORS[name].apply if name in OPERATORS else TINTS[name]
-                targets[name] = encode(torch.stack([edit(frame) for frame in frames]))
-            encoded.append((targets["identity"], targets))
-            if painted is not None:
-                encoded.append((targets["identity"], {PAINTED: encode(painted)}))
-            if worker.leads and index % 20 == 0:
+    share = range(worker.rank, sum(CLIPS.values()), worker.count)
+    for index in share[len(clips) :]:
+        frames, painted = _clip(index, photos, films, torch.Generator().manual_seed(step_seed(seed, index)))
+        targets = {}
+        for name in TARGETS:
+            edit = OPERATORS[name].apply if name in OPERATORS else TINTS[name]
+            targets[name] = encode(torch.stack([edit(frame) for frame in frames]))
+        variants = [(targets["identity"], targets)]
+        if painted is not None:
+            variants.append((targets["identity"], {PAINTED: encode(painted)}))
+        clips.append(variants)
+        if len(clips) % SAVED_EVERY == 0 or len(clips) == len(share):
+            save_whole(clips, file)
+            if worker.leads:
                 print(f"clip {index} of {sum(CLIPS.values())}", flush=True)
-        save_whole(encoded, file)
     worker.wait()
 
 
 def read_moving(work: Path, count: int) -> list[Variant]:
     """What the `count` workers of `write_moving` wrote; latents (4, F, h, w)."""
     files = [_file(work, rank, count) for rank in range(count)]
-    return [Variant(*fields) for file in files for fields in torch.load(file, weights_only=True)]
+    return [
+        Variant(*fields)
+        for file in files
+        for variants in torch.load(file, weights_only=True)
+        for fields in variants
+    ]
 
 
 def travelling(pictures: Tensor, generator: torch.Generator) -> Tensor:
