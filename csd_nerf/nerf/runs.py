@@ -133,16 +133,20 @@ def _read_config(folder: Path) -> TrainerConfig | None:
             got=problem,
             hint="pass the folder of a run trained with ns-train",
         )
-    _find_paths(config, folder)
+    find_paths(config, copy.copy(config).get_base_dir(), folder)  # of a copy: it names what has no name
     return config
 
 
-def _find_paths(config: TrainerConfig, folder: Path) -> None:
+def find_paths(config: TrainerConfig, made: Path, folder: Path) -> None:
     """Let relative paths of a run name what they named where it was made, from wherever it is opened.
 
     Where that was follows from the run's own relative path. So run, data and source can be moved together.
+
+    Args:
+        config: of the run.
+        made: its folder, as its configuration has it.
+        folder: where it is.
     """
-    made = copy.copy(config).get_base_dir()  # which names what has no name
     if made.is_absolute():
         return
     folder = folder.resolve()

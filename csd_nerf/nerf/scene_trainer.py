@@ -3,14 +3,16 @@
 import copy
 import os
 import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's annotations, which tyro resolves
 
 import torch
+import tyro
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
@@ -28,7 +30,7 @@ from csd_nerf.errors import (
 from csd_nerf.files import LOCK, hold, remove, write_failed
 from csd_nerf.nerf.captures import check_dataset
 from csd_nerf.nerf.model import implementation_of, tcnn_runs_on
-from csd_nerf.nerf.runs import find_run, read_checkpoint
+from csd_nerf.nerf.runs import find_paths, find_run, read_checkpoint
 
 WITHOUT_TCNN = (
     "tiny-cuda-nn is not installed, or does not load: the fields run in torch, several times as slow and in "
@@ -42,6 +44,24 @@ class SceneTrainerConfig(TrainerConfig):
     """nerfstudio's trainer, with bad input refused before anything is built."""
 
     _target: Type = field(default_factory=lambda: SceneTrainer)  # noqa: UP006
+    run_folder: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
+    """Where the run is, when that is not where nerfstudio puts what it trains: it was moved, or mixed by
+    `csd-nerf blend`."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over settings, as from a config.yml.
+
+        nerfstudio's programs look for a run where it was made. One that they open is where its file is.
+        """
+        self.__dict__.update(state)
+        opened = _opened_by_nerfstudio()
+        if opened is not None and self.experiment_name is not None and self.timestamp != "{timestamp}":
+            made, self.run_folder = self.get_base_dir(), opened.absolute().parent
+            find_paths(self, made, opened.parent)
+
+    def get_base_dir(self) -> Path:
+        """The run folder."""
+        return self.run_folder or super().get_base_dir()
 
     def set_timestamp(self) -> None:
         """Check the input; nerfstudio calls this first once the command line is complete.
@@ -105,6 +125,21 @@ class SceneTrainerConfig(TrainerConfig):
             model.implementation = "torch"
         if device == "cuda" and not tcnn_runs_on(device):
             CONSOLE.print(Text(WITHOUT_TCNN, "bold yellow"), soft_wrap=True)
+
+
+def _opened_by_nerfstudio() -> Path | None:
+    """The config.yml of the run that the command line asks a program of nerfstudio to open.
+
+    Not one that `ns-train` is given: that begins another run with its settings.
+    """
+    program, *words = sys.argv
+    if Path(program).stem in ("ns-train", "train"):
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option.replace("_", "-") == "--load-config":
+            return Path(value or following)
+    return None
 
 
 def free_timestamp(config: TrainerConfig) -> str:

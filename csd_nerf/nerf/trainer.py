@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
+from typing import Any, Type  # noqa: UP035 - nerfstudio's own `_target` annotation, which tyro resolves
 
 import torch
-import tyro
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -48,12 +47,6 @@ class EditTrainerConfig(PromptedTrainerConfig):
     _target: Type = field(default_factory=lambda: EditTrainer)  # noqa: UP006
     pipeline: EditPipelineConfig = field(default_factory=EditPipelineConfig)
     """The edit."""
-    run_folder: tyro.conf.Suppress[Optional[Path]] = None  # noqa: UP045
-    """Where the run is, when that is not where nerfstudio puts what it trains: see `csd-nerf blend`."""
-
-    def get_base_dir(self) -> Path:
-        """The run folder."""
-        return self.run_folder or super().get_base_dir()
 
     def set_timestamp(self) -> None:
         """As the parent's. Where several processes are asked for they are begun here, once they are known to

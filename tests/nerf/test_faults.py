@@ -120,10 +120,10 @@ def test_a_clock_that_was_set_back_overwrites_no_run(edit_config: Make) -> None:
         assert config.timestamp == f"2026-01-01_120000+{number}"
 
 
-def test_relative_paths_are_found_from_anywhere_after_a_move(
+def test_a_run_that_was_moved_is_opened_from_anywhere(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data, scene and edit below one folder, which is moved; or the runs elsewhere, which are not."""
+    """Data, scene and edit below one folder, which is moved; or the runs elsewhere, and the edit is moved."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for output in (Path("outputs"), tmp_path / "outputs"):
@@ -144,9 +144,12 @@ def test_relative_paths_are_found_from_anywhere_after_a_move(
         assert pipeline.config.source_checkpoint.exists()
         assert pipeline.datamanager.train_dataset.image_filenames[0].is_relative_to(project)
         assert find_run(edit).config.data.is_absolute()
-        if not output.is_absolute():  # `ns-eval`, `ns-render` and `ns-export` look from where they are called
-            monkeypatch.chdir(project)
-            assert eval_setup(edit / "config.yml")[3] == 0
+        if output.is_absolute():
+            edit = edit.rename(tmp_path / "another name")
+        with monkeypatch.context() as patch:  # as `ns-eval`, `ns-render` and `ns-export` find it
+            patch.setattr("sys.argv", ["ns-eval", f"--load-config={edit / 'config.yml'}"])
+            config, _, checkpoint, step = eval_setup(edit / "config.yml")
+        assert step == 0 and checkpoint.is_relative_to(edit) and config.get_base_dir() == edit
 
 
 def test_a_prior_that_is_not_finite_for_a_while_costs_these_steps_alone(
