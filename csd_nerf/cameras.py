@@ -166,6 +166,63 @@ class CameraSampler:
         return int(sector[order[place]])
 
 
+class PathSampler:
+    """Draws ways through the capture: from cameras all over it on and on to the nearest that is left.
+
+    Of a captured film these are stretches of it, one way or the other; of photos from all over, the nearest
+    that there is to such. No camera is on two ways of a step. The draw depends on (seed, step) alone.
+
+    Args:
+        cameras: of the training split, (N).
+        paths: how many ways.
+        views: of each.
+        seed: of where they begin.
+        option: the command line's name of their number.
+
+    Raises:
+        InputError: when there are fewer cameras than views.
+    """
+
+    def __init__(self, cameras: Cameras, paths: int, views: int, seed: int, option: str) -> None:
+        count = len(cameras)
+        check(
+            1 <= paths * views <= count,
+            "there are not enough cameras for the clips that are edited together",
+            expected=f"at most {count // views} of {views} views, of {count} training cameras",
+            got=paths,
+            hint=f"use `{option} {max(count // views, 1)}`, or clips of fewer views",
+        )
+        self._begin = CameraSampler(cameras, paths, seed, option)
+        self._views = views
+        poses = cameras.camera_to_worlds.cpu().double()
+        positions, forward = poses[:, :3, 3], -poses[:, :3, 2]
+        spread = (positions - positions.mean(0)).norm(dim=1).mean().clamp(min=1e-9)
+        # A step aside counts as much as a turn by which what is as far away as the cameras are spread moves
+        # by it.
+        places = torch.cat([positions / spread, forward], dim=1)
+        self._distances = torch.cdist(places, places)
+
+    @property
+    def seed(self) -> int:
+        return self._begin.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._begin.seed = seed
+
+    def __call__(self, step: int) -> list[int]:
+        """Indices of the training cameras of this step, way after way."""
+        ways = [[first] for first in self._begin(step)]
+        left = torch.ones(len(self._distances), dtype=torch.bool)
+        left[[way[0] for way in ways]] = False
+        for _ in range(self._views - 1):
+            for way in ways:  # each in its turn, so that none takes what lies before another
+                nearest = int(self._distances[way[-1]].where(left, torch.inf).argmin())
+                left[nearest] = False
+                way.append(nearest)
+        return [index for way in ways for index in way]
+
+
 def turntable_cameras(cameras: Cameras, frames: int, height: int, width: int) -> Cameras:
     """A closed way past what the capture shows, where cameras have been: around it, or to and fro before it.
 

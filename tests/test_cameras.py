@@ -12,6 +12,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from csd_nerf.cameras import (
     CameraSampler,
+    PathSampler,
     closest_point,
     fit_cameras,
     fit_photo,
@@ -87,6 +88,28 @@ def test_sampler_draws_distinct_cameras_from_all_sides_and_all_equally_often() -
 def test_sampler_refuses_more_views_than_cameras() -> None:
     with pytest.raises(InputError, match=r"between 1 and 3[\s\S]*got: +4[\s\S]*`--views 3`"):
         CameraSampler(ring(3), 4, 0, "--views")
+
+
+def test_paths_go_on_to_neighbours_and_share_no_camera() -> None:
+    cameras = ring(23)
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(0))
+    mixed = replaced(cameras, camera_to_worlds=cameras.camera_to_worlds[order])
+    sampler = PathSampler(mixed, 3, 4, 0, "--paths")
+    steps = [sampler(step) for step in range(9)]
+    for indices in steps:
+        assert len(set(indices)) == 12
+        alone = order[indices].view(3, 4)  # numbers on the circle
+        turns = (alone.diff(dim=1) + 11) % 23 - 11
+        # One way round until another path is met.
+        assert (turns[:, 0].abs() == 1).all() and turns.abs().max() <= 8
+        assert (turns.abs() == 1).float().mean() > 0.6
+    assert [PathSampler(mixed, 3, 4, 0, "--paths")(step) for step in range(9)] == steps
+    assert PathSampler(mixed, 3, 1, 0, "--paths")(5) == CameraSampler(mixed, 3, 0, "--paths")(5)
+
+
+def test_paths_refuse_more_views_than_cameras() -> None:
+    with pytest.raises(InputError, match=r"at most 2 of 4 views[\s\S]*got: +3[\s\S]*`--paths 2`"):
+        PathSampler(ring(11), 3, 4, 0, "--paths")
 
 
 def test_turntable_looks_at_what_the_capture_looks_at() -> None:

@@ -287,21 +287,7 @@ class VideoSettings(EditSettings):
         Raises:
             InputError: as many do not suit it.
         """
-        frames, factor = self.clip_frames or prior.clip_frames, prior.frame_factor
-        nearest = max(round((frames - 1) / factor), 1) * factor + 1
-        check(
-            (frames - 1) % factor == 0,
-            option("clip_frames"),
-            expected=f"a multiple of {factor} and one more, such as {nearest}",
-            got=frames,
-        )
-        check(
-            prior.most_frames is None or frames <= prior.most_frames,
-            option("clip_frames"),
-            expected=f"{prior.most_frames} at most, for which the prior has positions",
-            got=frames,
-        )
-        return frames
+        return prior.frames_at_once(self.clip_frames, option("clip_frames"))
 
     def _prior_options(self) -> dict[str, Any]:
         return {"motion": self.motion}

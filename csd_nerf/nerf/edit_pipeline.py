@@ -8,7 +8,14 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional, Type  # noqa: UP035 - the forms that tyro resolves
+from typing import (  # noqa: UP035 - the forms that tyro resolves
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Optional,
+    Type,
+)
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +29,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from csd_nerf import ranks
-from csd_nerf.cameras import CameraSampler, turntable_cameras, view_size
+from csd_nerf.cameras import CameraSampler, PathSampler, turntable_cameras, view_size
 from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.relevance import relevance
@@ -36,7 +43,7 @@ from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.edit_ahead import EditAhead
 from csd_nerf.nerf.edit_controls import EditControls
 from csd_nerf.nerf.edit_loop import NO_CHANGE, Fit, NoOpAlarm, draw
-from csd_nerf.nerf.edits import EDITS, Edit, RoundViews
+from csd_nerf.nerf.edits import EDITS, Edit, RoundViews, as_clips
 from csd_nerf.nerf.gradient_route import losses_through_the_renderer
 from csd_nerf.nerf.model import CsdNerfactoModel, CsdNerfactoModelConfig, holds_source, is_of_source
 from csd_nerf.nerf.perceptual import PatchLpips
@@ -96,6 +103,8 @@ class SamplingConfig:
 class EditPipelineConfig(PromptedPipelineConfig):
     """What to change, what proposes the change, how the scene takes it in, and what is left to look at."""
 
+    clips_too: ClassVar[bool] = True
+
     _target: Type = field(default_factory=lambda: EditPipeline)  # noqa: UP006
     datamanager: EditDataManagerConfig = field(default_factory=EditDataManagerConfig)
     """Cameras and photos of the capture. Its train-num-rays-per-batch are the rays of a fit, its patch-size
@@ -109,6 +118,9 @@ class EditPipelineConfig(PromptedPipelineConfig):
     prior: str = "timbrooks/instruct-pix2pix"
     """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, `tiny-flow` or `tiny-sd`,
     which ship with the package."""
+    motion: str = ""
+    """Layers of motion that make a prior for clips of one for pictures: a hub id or folder of a motion
+    adapter."""
     control: ControlConfig = field(default_factory=ControlConfig)
     """A ControlNet beside a text-to-image prior: the edit keeps to the source's depth or edges."""
     region: RegionConfig = field(default_factory=RegionConfig)
@@ -131,7 +143,10 @@ class EditPipelineConfig(PromptedPipelineConfig):
     follows the objective."""
     particles: int = 4
     """Views that are edited together. They share their scores; more agree better, and cost more. 0 is every
-    training view."""
+    training view. Of a prior for clips, ways through the capture."""
+    clip_views: Optional[int] = None  # noqa: UP045
+    """Of a prior for clips: training views on a way through the capture, which are a clip to it. Default as
+    many as it was made for, or as there are."""
     fits_per_round: int = 16
     """Steps in which the scene is fitted to its targets, from one round of edited views to the next. 0 edits
     once, at the start."""
@@ -263,6 +278,26 @@ class EditPipelineConfig(PromptedPipelineConfig):
             )
             if self.objective.transport == "svgd":
                 check_bandwidth(self.objective.bandwidth, self.particles or 1000)
+
+    def check_clips(self) -> None:
+        """Refuse what cannot be asked of a prior for clips.
+
+        Raises:
+            InputError: naming the option.
+        """
+        for name, holds, expected, got in (
+            ("route", self.route == "loop", "loop", self.route),
+            ("particles", self.particles > 0, "a number of clips", self.particles),
+            ("region.source", self.region.source != "auto", "a box, masks or none", self.region.source),
+            ("control.net", not self.control.net, "none", self.control.net),
+        ):
+            check(
+                holds,
+                option(f"pipeline.{name}"),
+                expected=f"{expected} with a prior for clips",
+                got=got,
+                hint="change it, or use a prior for pictures",
+            )
 
     def check_prior(self, *, image_conditioned: bool) -> None:
         if self.distils:
@@ -440,7 +475,7 @@ class EditPipeline(PromptedPipeline):
         return groups
 
     def _prior_options(self) -> dict[str, Any]:
-        return {"control": self.config.control}
+        return {"control": self.config.control, "motion": self.config.motion, "clips_too": True}
 
     # ---------------------------------------------------------------- the edit
 
@@ -465,11 +500,14 @@ class EditPipeline(PromptedPipeline):
         views = config.particles or len(cameras)
         if not config.fits_per_round:  # of a budget that pays for more views than there are
             views = min(views, len(cameras))
-        sampler = CameraSampler(cameras, views, seed, "--pipeline.particles")
+        sampler: CameraSampler | PathSampler = CameraSampler(cameras, views, seed, "--pipeline.particles")
         if where := self._box or self._hull:
             dataset = self.datamanager.train_dataset
             find_region(where, config.region, self.model, dataset, config.render_size)
         prior = self._load_prior()
+        clip_views = self._clip_views(prior, len(cameras))
+        if clip_views:
+            sampler = PathSampler(cameras, views, clip_views, seed, "--pipeline.particles")
         height, width = view_size(cameras, config.render_size, prior.vae_factor)
         # Of a hub id the kind is known only now.
         config.check_prior(image_conditioned=prior.image_conditioned)
@@ -478,6 +516,7 @@ class EditPipeline(PromptedPipeline):
         self._edit = RunningEdit(
             prior=prior,
             sampler=sampler,
+            clip_views=clip_views,
             rays=rays,
             height=height,
             width=width,
@@ -506,6 +545,32 @@ class EditPipeline(PromptedPipeline):
         if prior.text_sees_picture:
             self._read_about_all_views()
         self._edit.before = self.eval_pictures()
+
+    def _clip_views(self, prior: "Prior", count: int) -> int:
+        """How many of the training views a way through the capture has; 0 of a prior for pictures.
+
+        Raises:
+            InputError: so many do not suit the prior, or are more than the scene is fitted to.
+        """
+        config, name = self.config, option("pipeline.clip_views")
+        if not prior.clip_frames:
+            if config.clip_views is not None:
+                prior.frames_at_once(config.clip_views, name)  # says that it sees none
+            return 0
+        config.check_clips()  # of a hub id the kind is known only now
+        views = config.clip_views
+        if views is None:
+            most = min(prior.clip_frames, max(count // config.particles, 1))
+            views = most - (most - 1) % prior.frame_factor
+        views = prior.frames_at_once(views, name)
+        check(
+            not config.kept_views or config.kept_views >= views * config.particles,
+            option("pipeline.kept_views"),
+            expected=f"at least {views * config.particles}, the views of {config.particles} clips of {views}",
+            got=config.kept_views,
+            hint=f"pass it, or shorter clips ({name}), or fewer (--pipeline.particles)",
+        )
+        return views
 
     def _photos(self, rays: PixelRays, height: int, width: int) -> Tensor | None:
         """All source pictures as bytes, where the scene is fitted to those that are not edited yet."""
@@ -708,25 +773,30 @@ class EditPipeline(PromptedPipeline):
 
     @torch.no_grad()
     def _source_latents(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Latents (N, c, h, w) of the source pictures and what the prior is shown of them; each made once.
+        """Latents (N, c, h, w) of the source pictures, or (P, c, f, h, w) of clips of them, and what the
+        prior is shown of these; each made once.
 
         Not between rendering and its backward pass: the source scene may be put in for a moment.
         """
         edit, config = self._begun(), self.config
-        prior = edit.prior
-        for index in indices:
-            if index not in edit.source_latents:
-                view = (
-                    self._source_view(index) if prior.shown == "depth" or config.source_was_edited else None
+        prior, together = edit.prior, edit.clip_views or 1
+        particles = [tuple(indices[first : first + together]) for first in range(0, len(indices), together)]
+        for particle in particles:
+            if particle not in edit.source_latents:
+                views = (
+                    [self._source_view(index) for index in particle]
+                    if prior.shown == "depth" or config.source_was_edited
+                    else []
                 )
-                if view is not None and config.source_was_edited:
-                    photo = view.image[None]
+                if config.source_was_edited:
+                    photos = torch.stack([view.image for view in views])
                 else:
-                    photo = self.datamanager.train_photos([index], edit.height, edit.width)
-                shown = view.depth[None] if view is not None and prior.shown == "depth" else None
-                latents, condition = prior.encode_source(photo, shown)
-                edit.source_latents[index] = (latents[0].cpu(), condition[0].cpu())
-        sources, conditions = zip(*(edit.source_latents[index] for index in indices), strict=True)
+                    photos = self.datamanager.train_photos(particle, edit.height, edit.width)
+                shown = torch.stack([view.depth for view in views]) if prior.shown == "depth" else None
+                asked = as_clips(photos, 1) if edit.clip_views else photos
+                latents, condition = prior.encode_source(asked, shown)
+                edit.source_latents[particle] = (latents[0].cpu(), condition[0].cpu())
+        sources, conditions = zip(*(edit.source_latents[particle] for particle in particles), strict=True)
         return torch.stack(sources).to(self.device), torch.stack(conditions).to(self.device)
 
     def _read_about_all_views(self) -> None:
@@ -1031,11 +1101,12 @@ class RunningEdit(Running):
 
     Attributes:
         sampler: which training views a step takes.
+        clip_views: how many of these, one after the other, are a clip; 0 where each is a picture.
         rays: of all training cameras, cropped to the shape of the views.
         height, width: of the views, in pixels.
         source_weights: of the scene before the edit, on the CPU.
         source_latents: latents of the source photos, and `Prior.condition` of them or of the source scene's
-            depth, made when first needed.
+            depth, made when first needed; by view, or by the views of a clip.
         targets: what the scene is fitted to.
         fit: how.
         edit: what makes targets of views; of the loop alone.
@@ -1049,7 +1120,8 @@ class RunningEdit(Running):
         relevance: (V, 1, H, W) of the prompt in some views, where it was asked for.
     """
 
-    sampler: CameraSampler
+    sampler: CameraSampler | PathSampler
+    clip_views: int
     rays: PixelRays
     height: int
     width: int
@@ -1062,7 +1134,7 @@ class RunningEdit(Running):
     round: int | None = None
     watched: tuple[int, Tensor, Tensor] | None = None
     alarm: NoOpAlarm = field(default_factory=NoOpAlarm)
-    source_latents: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    source_latents: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
     before: Tensor = field(default_factory=lambda: torch.empty(0))
     undone: Undone | None = None
     relevance: Tensor | None = None

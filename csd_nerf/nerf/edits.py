@@ -34,8 +34,9 @@ class RoundViews:
 
     Attributes:
         images: (N, 3, H, W), 0..1, the scene as it is now.
-        source: scaled latents of the photos of these views, (N, c, h, w).
-        condition: `Prior.condition` of the photos, (N, k, h, w).
+        source: scaled latents of the photos of these views, (N, c, h, w). For a prior for clips the views are
+            P ways through the capture, one after the other, and these are of clips, (P, c, f, h, w).
+        condition: `Prior.condition` of the photos, (N, k, h, w) or (P, k, f, h, w).
         prompt: as the viewer has it now; so is `guidance`.
         guidance: scales of both kinds.
         number: of the round, 0-based.
@@ -44,13 +45,28 @@ class RoundViews:
     """
 
     images: Float[Tensor, "n 3 height width"]
-    source: Float[Tensor, "n c h w"]
-    condition: Float[Tensor, "n k h w"]
+    source: Float[Tensor, "_ c *f h w"]
+    condition: Float[Tensor, "_ k *f h w"]
     prompt: str
     guidance: Guidance
     number: int
     rounds: int
     generator: torch.Generator | None = None
+
+    @property
+    def particles(self) -> Tensor:
+        """The images as the prior takes them: pictures, or clips (P, 3, F, H, W)."""
+        return as_clips(self.images, len(self.source)) if self.source.ndim == 5 else self.images
+
+
+def as_clips(pictures: Float[Tensor, "n 3 height width"], count: int) -> Float[Tensor, "p 3 f height width"]:
+    """Pictures that follow one another as frames of `count` clips."""
+    return pictures.unflatten(0, (count, -1)).transpose(1, 2)
+
+
+def as_pictures(particles: Float[Tensor, "p 3 *f height width"]) -> Float[Tensor, "n 3 height width"]:
+    """The frames of clips one after the other; pictures as they are."""
+    return particles.transpose(1, 2).flatten(0, 1) if particles.ndim == 5 else particles
 
 
 Edit = Callable[[RoundViews], Float[Tensor, "n 3 height width"]]
@@ -73,7 +89,7 @@ def descend(settings: EditPipelineConfig, prior: Prior) -> Edit:
     def edit(views: RoundViews) -> Tensor:
         objective.config.text_guidance = views.guidance.text
         objective.config.image_guidance = views.guidance.image
-        start = prior.encode(views.images)
+        start = prior.encode(views.particles)
         end = edit_latents(
             objective,
             start,
@@ -86,7 +102,7 @@ def descend(settings: EditPipelineConfig, prior: Prior) -> Edit:
             of_steps=views.rounds * descent.steps,
             generator=views.generator,
         )
-        return views.images + prior.decode(end) - prior.decode(start)
+        return views.images + as_pictures(prior.decode(end) - prior.decode(start))
 
     return edit
 
@@ -101,16 +117,18 @@ def sample(settings: EditPipelineConfig, prior: Prior) -> Edit:
     sampling = settings.sampling
 
     def edit(views: RoundViews) -> Tensor:
-        return prior.decode(
-            sample_edit(
-                prior,
-                prior.encode(views.images),
-                views.condition,
-                prompt=views.prompt,
-                guidance=views.guidance,
-                start=sampling.start.sample(prior.schedule.num_timesteps, generator=views.generator),
-                steps=sampling.steps,
-                generator=views.generator,
+        return as_pictures(
+            prior.decode(
+                sample_edit(
+                    prior,
+                    prior.encode(views.particles),
+                    views.condition,
+                    prompt=views.prompt,
+                    guidance=views.guidance,
+                    start=sampling.start.sample(prior.schedule.num_timesteps, generator=views.generator),
+                    steps=sampling.steps,
+                    generator=views.generator,
+                )
             )
         )
 
@@ -137,7 +155,7 @@ def follow_flow(settings: EditPipelineConfig, prior: Prior) -> Edit:
         )
 
     def edit(views: RoundViews) -> Tensor:
-        start = prior.encode(views.images)
+        start = prior.encode(views.particles)
         end = flow_edit(
             prior,
             start,
@@ -151,7 +169,7 @@ def follow_flow(settings: EditPipelineConfig, prior: Prior) -> Edit:
             shared_noise=sharing.noise == "shared",
             generator=views.generator,
         )
-        return views.images + prior.decode(end) - prior.decode(start)
+        return views.images + as_pictures(prior.decode(end) - prior.decode(start))
 
     return edit
 

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Type  # noqa: UP035 - nerfstudio's `_target`
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Type  # noqa: UP035 - nerfstudio's `_target`
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 @dataclass
 class PromptedPipelineConfig(ScenePipelineConfig):
     """The prompt, what is asked with it, and what is left to look at."""
+
+    clips_too: ClassVar[bool] = False
+    """Whether the prior may be one for clips."""
 
     _target: Type = field(default_factory=lambda: PromptedPipeline)  # noqa: UP006
     prompt: str = ""
@@ -103,7 +106,7 @@ class PromptedPipelineConfig(ScenePipelineConfig):
         if self.prior_device:
             check_device(self.prior_device)
         if self.vae:
-            check_vae(self.vae, check_prior(self.prior))
+            check_vae(self.vae, check_prior(self.prior, clips_too=self.clips_too))
 
     @abstractmethod
     def check_prior(self, *, image_conditioned: bool) -> None:

@@ -110,7 +110,7 @@ class PromptedTrainerConfig(SceneTrainerConfig):
         """Refuse a prior that is not there, that cannot be asked, or whose autoencoder does not take the size
         of the views. Returns its folder; None for one on the hub."""
         pipeline = self.pipeline
-        folder = check_prior(pipeline.prior)
+        folder = check_prior(pipeline.prior, clips_too=pipeline.clips_too)
         if folder is not None:
             pipeline.check_prior(image_conditioned=is_image_conditioned(folder))
             flag = f"--pipeline.{pipeline.size_option.replace('_', '-')}"

@@ -33,7 +33,9 @@ from csd_nerf.nerf.scene_trainer import SceneTrainer, SceneTrainerConfig, check_
 from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.trying import Tried, ViewsToTry
 from csd_nerf.priors.control import check_control
+from csd_nerf.priors.folder import is_for_clips
 from csd_nerf.priors.loading import check_device as check_prior_device
+from csd_nerf.priors.motion import check_motion
 from csd_nerf.settings_files import options_given
 
 VIEWS_TO_TRY = 3
@@ -162,8 +164,11 @@ class EditTrainerConfig(PromptedTrainerConfig):
         )
 
     def _check_prior(self) -> Path | None:
-        folder = super()._check_prior()
-        check_control(self.pipeline.control, folder)
+        folder, pipeline = super()._check_prior(), self.pipeline
+        check_control(pipeline.control, folder)
+        check_motion(pipeline.motion, folder)
+        if pipeline.motion or (folder is not None and is_for_clips(folder)):
+            pipeline.check_clips()
         return folder
 
     def _take_candidate(self) -> None:

@@ -52,6 +52,13 @@ class ViewsToTry:
             got=f"route {config.route}, edit {config.edit}",
             hint="try with --method csd-edit",
         )
+        check(
+            not pipeline.running_prior().clip_frames,
+            "views spread over the capture are no clip",
+            expected="a prior for pictures",
+            got=f"{config.prior}, one for clips",
+            hint="try with --prior tiny-instruct, or edit without a try",
+        )
         self._pipeline = pipeline
         self.indices = CameraSampler(pipeline.datamanager.train_dataset.cameras, count, seed, "--views")(0)
         self.images, self._source, self._condition = pipeline.views_with_source(self.indices)

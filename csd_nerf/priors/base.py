@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from csd_nerf.errors import check
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -216,6 +218,39 @@ class Prior(ABC):
         Raises:
             InputError: no condition for a text encoder that sees the picture.
         """
+
+    def frames_at_once(self, asked: int | None, option: str) -> int:
+        """How many frames of a clip go through the model at once.
+
+        Args:
+            asked: by the user; None is as many as the model was made for.
+            option: by which they asked.
+
+        Raises:
+            InputError: as many do not suit it, or it is a model for pictures.
+        """
+        check(
+            bool(self.clip_frames),
+            option,
+            expected="no such option with a prior for pictures",
+            got=asked,
+            hint="leave it out, or use a prior for clips",
+        )
+        frames, factor = asked or self.clip_frames, self.frame_factor
+        nearest = max(round((frames - 1) / factor), 1) * factor + 1
+        check(
+            (frames - 1) % factor == 0,
+            option,
+            expected=f"a multiple of {factor} and one more, such as {nearest}",
+            got=frames,
+        )
+        check(
+            self.most_frames is None or frames <= self.most_frames,
+            option,
+            expected=f"{self.most_frames} at most, for which the prior has positions",
+            got=frames,
+        )
+        return frames
 
     def told(self, prompts: Sequence[str], condition: Float[Tensor, "n k h w"]) -> Text:
         """`embed` of what is asked about n views: one row for all where that is enough, else a row for each.
