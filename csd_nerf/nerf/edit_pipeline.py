@@ -679,7 +679,8 @@ class EditPipeline(PromptedPipeline):
     def _loop_step(self, edit: "RunningEdit", step: int) -> tuple[dict[str, Tensor], dict[str, float]]:
         """A fit, after a round of edited views where one is due; see `edit_loop`."""
         number = self.config.round_of(step)
-        if number != edit.round:
+        # Its first step always begins it: made again, because memory ran out in it, it comes out the same.
+        if number != edit.round or number != self.config.round_of(step - 1):
             self._check_followed(edit)
             self._begin_round(edit, number)
             edit.round = number
