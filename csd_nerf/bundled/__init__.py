@@ -8,7 +8,9 @@ from csd_nerf.errors import InputError
 
 BUNDLED_EDITORS: tuple[str, ...] = ("tiny-instruct", "tiny-flow")
 """Those that are told what to do, `scenes.operators.KNOWN_INSTRUCTIONS`."""
-BUNDLED_PRIORS: tuple[str, ...] = (*BUNDLED_EDITORS, "tiny-sd")
+BUNDLED_CLIP_EDITOR = "tiny-video"
+"""The same instructions, for a clip."""
+BUNDLED_PRIORS: tuple[str, ...] = (*BUNDLED_EDITORS, "tiny-sd", BUNDLED_CLIP_EDITOR)
 BUNDLED_CONTROL_NETS: tuple[str, ...] = ("tiny-depth",)
 
 

@@ -116,8 +116,8 @@ class EditPipelineConfig(PromptedPipelineConfig):
     source_prompt: str = ""
     """What the scene shows now, for a text-to-image prior; the residuals `dds` and `pds` need it."""
     prior: str = "timbrooks/instruct-pix2pix"
-    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, `tiny-flow` or `tiny-sd`,
-    which ship with the package."""
+    """Diffusion model: a hub id, a folder in diffusers format, or `tiny-instruct`, `tiny-flow`, `tiny-sd` or,
+    for ways through the capture as clips, `tiny-video`, which ship with the package."""
     motion: str = ""
     """Layers of motion that make a prior for clips of one for pictures: a hub id or folder of a motion
     adapter."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from csd_nerf.bundled import BUNDLED_EDITORS
+from csd_nerf.bundled import BUNDLED_CLIP_EDITOR, BUNDLED_EDITORS
 from csd_nerf.scenes.operators import KNOWN_INSTRUCTIONS
 
 
@@ -14,7 +14,7 @@ def words_unknown_to(prior: str, *prompts: str) -> str | None:
         prompts: asked of it.
     """
     unknown = [prompt for prompt in prompts if prompt not in KNOWN_INSTRUCTIONS]
-    if prior not in BUNDLED_EDITORS or not unknown:
+    if prior not in (*BUNDLED_EDITORS, BUNDLED_CLIP_EDITOR) or not unknown:
         return None
     known = "\n".join(f"  {instruction}" for instruction in KNOWN_INSTRUCTIONS)
     asked = ", ".join(map(repr, unknown))

@@ -51,7 +51,7 @@ from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, plac
 from csd_nerf.priors.quantized import Quantization, check_quantization
 
 NAMES_HELP = (
-    "a bundled name (tiny-instruct, tiny-flow, tiny-sd), a diffusers folder, or a hub id "
+    "a bundled name (tiny-instruct, tiny-flow, tiny-sd, tiny-video), a diffusers folder, or a hub id "
     "(timbrooks/instruct-pix2pix)"
 )
 _WEIGHT_ENDINGS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")  # whole or in shards
@@ -75,7 +75,8 @@ def check_prior(name: str, *, clips_too: bool = False) -> Path | None:
         BUNDLED_PRIORS,
         kind="prior",
         expected=NAMES_HELP,
-        hint="check the spelling, or use tiny-instruct, tiny-flow or tiny-sd, which need no download",
+        hint="check the spelling, or use tiny-instruct, tiny-flow, tiny-sd or, for clips, tiny-video, which "
+        "need no download",
     )
     if folder is not None:
         check_folder(folder)
