@@ -4,9 +4,11 @@
 
 Clips of held-out objects of `CSD_NERF_SHARED/data/photos`, 8 frames of 96 pixels. DDIM, 20 steps from the
 most noise, text guidance 3, image guidance 1.5. Beside the prior for clips, with noise of its own for each
-frame: `tiny-instruct` frame by frame, with noise of its own for each, and with one for all. Gain is mean PSNR
-in dB towards the operator's frames, less that of the source; flicker the error of second differences in time
-against those frames, times 1000 (`video_consistency.py`); hue spread that over the frames of a clip, in degrees.
+frame: `tiny-instruct` frame by frame, with noise of its own for each, and with one for all.
+
+Gain is mean PSNR in dB towards the operator's frames, less that of the source; flicker the error of second
+differences in time against those frames, times 1000 (`video_consistency.py`); hue spread that over the frames
+of a clip, in degrees.
 """
 
 from __future__ import annotations
