@@ -11,13 +11,14 @@ from diffusers import DiffusionPipeline, FluxKontextPipeline, StableDiffusionIns
 from diffusers.utils import logging as diffusers_logging
 
 from csd_nerf.bundled import bundled_path
+from csd_nerf.distillation import Guidance, sample_edit
 from csd_nerf.errors import InputError
 from csd_nerf.priors import load_prior
 from csd_nerf.scenes.operators import OPERATORS, TINT_HUES, TINT_INSTRUCTION, hue_and_chroma
 from csd_nerf.scenes.still_life import orbit_cameras, render
 
 STEPS = 6
-FLOW = "tiny-flow"
+FLOW, VIDEO = "tiny-flow", "tiny-video"
 KINDS = {"tiny-instruct": StableDiffusionInstructPix2PixPipeline, FLOW: FluxKontextPipeline}
 
 
@@ -78,7 +79,7 @@ def psnr(pictures: torch.Tensor, truth: torch.Tensor) -> float:
     return (-10 * ((pictures - truth) ** 2).mean((1, 2, 3)).log10()).mean().item()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, VIDEO])
 def test_weights_are_small_and_half_precision_safetensors(name: str) -> None:
     folder = bundled_path(name)
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -141,3 +142,29 @@ def test_tokenizer_is_clip_like_and_knows_every_byte(loaded: Loaded) -> None:
 def test_unknown_bundled_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="tiny-instruct"):
         bundled_path("huge-instruct")
+
+
+def test_tiny_video_gives_the_frames_of_a_clip_one_tint() -> None:
+    """With noise of its own for each frame: there each by itself would take one of the four."""
+    cameras = orbit_cameras(60, size=96, seed=5)[:6]
+    frames = torch.stack([torch.as_tensor(render(camera).rgb).permute(2, 0, 1).float() for camera in cameras])
+    prior = load_prior(VIDEO, device="cpu", clips_too=True)
+    clip = frames.transpose(0, 1)[None]
+    latents, condition = prior.encode_source(clip)
+    edits = {}
+    for instruction in (TINT_INSTRUCTION, OPERATORS["night"].instruction):
+        sampled = sample_edit(
+            prior,
+            latents,
+            condition,
+            prompt=instruction,
+            guidance=Guidance(3.0, 1.5),
+            start=999,
+            steps=STEPS,
+            generator=torch.Generator().manual_seed(0),
+        )
+        edits[instruction] = prior.decode(sampled)[0].transpose(0, 1).float()
+    hues, _ = hue_and_chroma(edits[TINT_INSTRUCTION])
+    assert ((hues - hues[0] + 180) % 360 - 180).abs().max() < 15
+    truth = OPERATORS["night"].apply(frames)
+    assert psnr(edits[OPERATORS["night"].instruction], truth) > psnr(frames, truth) + 12
