@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +10,9 @@ PATCH = 4
 """Pixels along each side that the coarse layers see as one."""
 REACH = 64
 """Pixels away from which nothing has a say in what becomes of a pixel; a multiple of `PATCH`."""
+LIVELINESS = 4.0
+"""What the last layers give is multiplied by it, so that they learn faster by as much than those before them.
+An edit of all colours asks much of them, and nothing of the others."""
 
 
 class Translator(nn.Module):
@@ -18,18 +20,18 @@ class Translator(nn.Module):
 
     Residual blocks see the picture at a quarter of its resolution, where they are cheap, and tell two fine
     layers, which see every pixel, what to do. The blocks are shared by the targets but for a scale and a
-    shift, the fine layers are each target's own. Nothing is normalised over the picture: what becomes of a
-    pixel depends on what is nearer than `REACH` alone, not on the picture's size, and a still picture does
-    not flicker in a clip.
+    shift, the fine layers are each target's own; so is a matrix of colours beside them, for what an edit does
+    to all pixels alike. Nothing is normalised over the picture: what becomes of a pixel depends on what is
+    nearer than `REACH` alone, not on the picture's size, and a still picture does not flicker in a clip.
 
     Args:
         targets: how many.
         channels: of the coarse layers.
         blocks: coarse residual blocks of two convolutions.
-        fine_channels: of the fine layers, a multiple of 4.
+        fine_channels: of the fine layers.
     """
 
-    def __init__(self, targets: int, channels: int = 48, blocks: int = 4, fine_channels: int = 16) -> None:
+    def __init__(self, targets: int, channels: int = 32, blocks: int = 4, fine_channels: int = 24) -> None:
         super().__init__()
         self.shape = {"channels": channels, "blocks": blocks, "fine_channels": fine_channels}
         self.stem = nn.Conv2d(3 * PATCH**2, channels, 3, padding=1)
@@ -37,11 +39,11 @@ class Translator(nn.Module):
         self.outer = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(blocks))
         self.asked = nn.Embedding(targets, blocks * 2 * channels)
         nn.init.normal_(self.asked.weight, std=0.3)
-        hints = fine_channels // 4
-        self.hints = nn.Conv2d(channels, hints, 3, padding=1)
-        self.fine = nn.ModuleList(nn.Conv2d(3 + hints, fine_channels, 3, padding=1) for _ in range(targets))
+        self.hints = nn.Conv2d(channels, fine_channels, 3, padding=1)
+        self.fine = nn.ModuleList(nn.Conv2d(3, fine_channels, 3, padding=1) for _ in range(targets))
         self.change = nn.ModuleList(nn.Conv2d(fine_channels, 3, 1) for _ in range(targets))
-        for parameter in self.change.parameters():
+        self.colours = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(targets))
+        for parameter in (*self.change.parameters(), *self.colours.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(
@@ -56,11 +58,13 @@ class Translator(nn.Module):
         height, width = pictures.shape[-2:]
         missing = (0, -width % PATCH, 0, -height % PATCH)
         padded = functional.pad(pictures, missing, mode="replicate") if any(missing) else pictures
-        hidden = functional.silu(self.stem(functional.pixel_unshuffle(padded, PATCH)))
+        centred = 2 * padded - 1
+        hidden = functional.silu(self.stem(functional.pixel_unshuffle(centred, PATCH)))
         asked = self.asked.weight[target].reshape(len(self.inner), 2, -1, 1, 1)
         for inner, outer, (scale, shift) in zip(self.inner, self.outer, asked, strict=True):
             hidden = hidden + outer(functional.silu(inner(hidden) * (1 + scale) + shift))
         # Smoothly: a number of its own for each pixel of a patch leaves a pattern of dots behind.
         hints = functional.interpolate(self.hints(hidden), scale_factor=float(PATCH), mode="bilinear")
-        fine = functional.silu(self.fine[target](torch.cat([padded, hints], dim=1)))
-        return (padded + self.change[target](fine))[..., :height, :width]
+        fine = functional.silu(self.fine[target](centred) + hints)
+        change = self.change[target](fine) + self.colours[target](centred)
+        return (padded + LIVELINESS * change)[..., :height, :width]

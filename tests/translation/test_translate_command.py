@@ -19,7 +19,7 @@ from csd_nerf.editors import saving
 from csd_nerf.media import read_clip, read_picture, write_clip
 from csd_nerf.translation import applying
 from csd_nerf.translation.model_file import TrainedTranslator, load_translator, save_translator
-from csd_nerf.translation.network import Translator
+from csd_nerf.translation.network import LIVELINESS, Translator
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(f"photos/{number}.png")
     torch.manual_seed(0)
     network = Translator(1)
-    torch.nn.init.constant_(network.change[0].bias, -0.25)  # darker
+    torch.nn.init.constant_(network.change[0].bias, -0.25 / LIVELINESS)  # darker
     save_translator(TrainedTranslator(network, ("darker",), {}), Path("darker.safetensors"))
     handler = signal.getsignal(signal.SIGTERM)
     yield

@@ -217,7 +217,7 @@ def test_two_targets_are_learnt(tiny_prior: Prior) -> None:
     translator, _ = train_translator(
         pictures,
         prompts,
-        settings(steps=40, particles=4, learning_rate=0.004, text_guidance=1.5),
+        settings(steps=16, particles=4, learning_rate=0.004, text_guidance=1.5),
         loaded=tiny_prior,
     )
     for number, operator in enumerate((NIGHT, WINTER)):
