@@ -70,7 +70,7 @@ def price_of(config: Any) -> Price:
         config: of the method, with the recipe; its prior must be on this machine or a hub id.
 
     Raises:
-        InputError: a round is of every training view.
+        InputError: a round is of every training view, or asks no diffusion model.
     """
     pipeline = config.pipeline
     asks_once = pipeline.route == "loop" and not pipeline.fits_per_round
@@ -80,6 +80,13 @@ def price_of(config: Any) -> Price:
         expected="pipeline.particles of at least 1, where a budget is in U-Net evaluations",
         got="0, every training view, of which there may be any number",
         hint="give a number in a recipe, or compare by --minutes",
+    )
+    check(
+        not pipeline.translates,
+        f"a round of {config.method_name} has no price",
+        expected="a diffusion model that is asked, where a budget is in U-Net evaluations",
+        got=f"a translator, {pipeline.translator}",
+        hint="compare by --minutes",
     )
     if pipeline.route == "gradient":
         return Price(pipeline.particles * _rows(pipeline), 1)

@@ -183,7 +183,7 @@ class Controls(ViewerControl):
             slider.value = getattr(self.pipeline, name).value
 
     def _warn_of(self, words: str) -> None:
-        unknown = words_unknown_to(self.pipeline.config.prior, words.strip())
+        unknown = words_unknown_to(self.pipeline.config.asked, words.strip())
         if unknown is not None:
             self.tell("Prompt", unknown, color="yellow")
 

@@ -7,6 +7,7 @@ the published gradient (`gradient_route`).
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import (  # noqa: UP035 - the forms that tyro resolves
     TYPE_CHECKING,
@@ -64,6 +65,7 @@ from csd_nerf.nerf.source_field import (
 )
 from csd_nerf.nerf.source_scene import source_checkpoint
 from csd_nerf.nerf.targets import Targets, as_bytes
+from csd_nerf.nerf.translating import TranslatorPrior
 from csd_nerf.pixel_rays import PixelRays
 from csd_nerf.priors.control import ControlConfig
 from csd_nerf.priors.elsewhere import Elsewhere
@@ -136,11 +138,15 @@ class EditPipelineConfig(PromptedPipelineConfig):
     route: Literal["loop", "gradient"] = "loop"
     """How an edit reaches the scene: loop (views are drawn, edited, and the scene is fitted to them) or
     gradient (of score distillation, through encoder and renderer, as published; several times the price)."""
-    edit: Literal["descend", "sample", "flow-edit"] = "descend"
+    edit: Literal["descend", "sample", "flow-edit", "translate"] = "descend"
     """How the views of a round are edited: descend (together, by --pipeline.objective), sample (each by
-    itself, by --pipeline.sampling) or flow-edit (together, in one annealed pass by --pipeline.sampling that
-    shares as the objective says; needs a prior of flow matching). The route gradient has no rounds and
-    follows the objective."""
+    itself, by --pipeline.sampling), flow-edit (together, in one annealed pass by --pipeline.sampling that
+    shares as the objective says; needs a prior of flow matching) or translate (by --pipeline.translator, in
+    milliseconds and without a diffusion model). The route gradient has no rounds and follows the
+    objective."""
+    translator: Optional[Path] = None  # noqa: UP045
+    """For `translate`: what `csd-nerf translate train` wrote. The prompt must be one that it was trained
+    for."""
     particles: int = 4
     """Views that are edited together. They share their scores; more agree better, and cost more. 0 is every
     training view. Of a prior for clips, ways through the capture."""
@@ -202,6 +208,15 @@ class EditPipelineConfig(PromptedPipelineConfig):
         return self.route == "gradient" or self.edit == "descend"
 
     @property
+    def translates(self) -> bool:
+        """Whether a translator makes the edit, and no diffusion model is asked."""
+        return self.route == "loop" and self.edit == "translate"
+
+    @property
+    def asked(self) -> str:
+        return str(self.translator) if self.translates else self.prior
+
+    @property
     def guidance(self) -> ObjectiveConfig | SamplingConfig:
         """The settings that hold `text_guidance` and `image_guidance`, found under `guidance_option`."""
         return self.objective if self.distils else self.sampling
@@ -213,7 +228,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
     @property
     def texts(self) -> list[str]:
         """All that the prior will be asked with, so that an unusable text encoder shows at the start."""
-        return [self.prompt, self.source_prompt, ""]
+        return [self.prompt] if self.translates else [self.prompt, self.source_prompt, ""]
 
     @property
     def size_option(self) -> str:
@@ -263,6 +278,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
         )
         self.region.check()
         check_strength(self.strength, option("pipeline.strength"))
+        self._check_translator()
         if self.distils:
             self.objective.check(particles=self.particles or 1000, source_prompt=self.source_prompt)
             self.descent.check("--pipeline.descent.")
@@ -302,12 +318,40 @@ class EditPipelineConfig(PromptedPipelineConfig):
     def check_prior(self, *, image_conditioned: bool) -> None:
         if self.distils:
             check_fit(self.objective.residual, image_conditioned=image_conditioned)
-        elif not image_conditioned:
+        elif not image_conditioned and not self.translates:
             raise InputError(
                 "an edit by sampling cannot ask a text-to-image model",
                 expected="a prior that is shown the source and told what to change, an InstructPix2Pix",
                 got="a prior whose U-Net takes the noisy latents alone, as of a text-to-image model",
                 hint="use timbrooks/instruct-pix2pix or tiny-instruct",
+            )
+
+    def _check_translator(self) -> None:
+        check(
+            self.translates or self.translator is None,
+            "--pipeline.translator",
+            expected="none, but with --pipeline.edit translate and --pipeline.route loop",
+            got=self.translator,
+        )
+        if not self.translates:
+            return
+        check(
+            self.translator is not None,
+            "there is no translator to make the edit",
+            expected="--pipeline.translator with a file that `csd-nerf translate train` wrote",
+            got="none",
+        )
+        for name, holds, expected in (
+            ("prior_device", not self.prior_device, "none"),
+            ("control.net", not self.control.net, "none"),
+            ("motion", not self.motion, "none"),
+            ("region.source", self.region.source != "auto", "none, box or masks"),
+        ):
+            check(
+                holds,
+                option(f"pipeline.{name}"),
+                expected=f"{expected}, where a translator makes the edit and no diffusion model is asked",
+                got=attrgetter(name)(self),
             )
 
 
@@ -473,6 +517,12 @@ class EditPipeline(PromptedPipeline):
         if self._keeps_proposals:
             del groups["proposal_networks"]
         return groups
+
+    def _load_prior(self) -> "Prior":
+        if self.config.translates:
+            assert self.config.translator is not None
+            return TranslatorPrior(self.config.translator, self.device)
+        return super()._load_prior()
 
     def _prior_options(self) -> dict[str, Any]:
         return {"control": self.config.control, "motion": self.config.motion, "clips_too": True}

@@ -22,6 +22,7 @@ from csd_nerf.distillation.objective import Objective
 from csd_nerf.distillation.residuals import Guidance
 from csd_nerf.distillation.sampling import sample_edit
 from csd_nerf.distillation.transport import independent, svgd
+from csd_nerf.nerf.translating import TranslatorPrior
 from csd_nerf.priors.base import Prior
 
 if TYPE_CHECKING:
@@ -174,9 +175,25 @@ def follow_flow(settings: EditPipelineConfig, prior: Prior) -> Edit:
     return edit
 
 
+def translate(settings: EditPipelineConfig, prior: Prior) -> Edit:
+    """Let a trained translator say what each view becomes, without a diffusion model.
+
+        targets = G(source)        of the photo of a view; of an edited scene, of the view before this edit
+
+    Not of the view as it is now, of which a round has changed something already: night made night is darker.
+    """
+    assert isinstance(prior, TranslatorPrior)
+
+    def edit(views: RoundViews) -> Tensor:
+        return prior.translated(views.source, views.prompt)
+
+    return edit
+
+
 EDITS: dict[str, Callable[[EditPipelineConfig, Prior], Edit]] = {
     "descend": descend,
     "sample": sample,
     "flow-edit": follow_flow,
+    "translate": translate,
 }
 """By their names in `--pipeline.edit`."""

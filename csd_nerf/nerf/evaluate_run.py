@@ -247,7 +247,7 @@ def _run_facts(run: EditedRun) -> dict[str, Any]:
         "run": str(run.folder),
         "method": run.method,
         "prompt": pipeline.prompt.value,
-        "prior": pipeline.config.prior,
+        "prior": pipeline.config.asked,
         "seed": run.seed,
         "steps": run.steps,
         "checkpoint": run.checkpoint.name,

@@ -113,6 +113,11 @@ class PromptedPipelineConfig(ScenePipelineConfig):
         """Refuse a kind of prior that cannot be asked what is asked here; see `Prior.image_conditioned`."""
 
     @property
+    def asked(self) -> str:
+        """What is asked, by its name or path."""
+        return self.prior
+
+    @property
     @abstractmethod
     def guidance_option(self) -> str:
         """The option under which a user finds the guidance scales, such as `--pipeline.objective`."""

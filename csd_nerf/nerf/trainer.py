@@ -37,6 +37,7 @@ from csd_nerf.priors.folder import is_for_clips
 from csd_nerf.priors.loading import check_device as check_prior_device
 from csd_nerf.priors.motion import check_motion
 from csd_nerf.settings_files import options_given
+from csd_nerf.translation.model_file import load_translator
 
 VIEWS_TO_TRY = 3
 """At most so many views are edited together in a try, as by `csd-nerf try`."""
@@ -164,7 +165,11 @@ class EditTrainerConfig(PromptedTrainerConfig):
         )
 
     def _check_prior(self) -> Path | None:
-        folder, pipeline = super()._check_prior(), self.pipeline
+        pipeline = self.pipeline
+        if pipeline.translator is not None:
+            load_translator(pipeline.translator).target(pipeline.prompt)
+            return None
+        folder = super()._check_prior()
         check_control(pipeline.control, folder)
         check_motion(pipeline.motion, folder)
         if pipeline.motion or (folder is not None and is_for_clips(folder)):
@@ -310,7 +315,7 @@ class EditTrainer(PromptedTrainer):
         if checkpoint == source:
             prompt = self.config.pipeline.prompt
             CONSOLE.print(Text(f"Editing {source}: {prompt!r}"), soft_wrap=True)
-            self.pipeline.warn(words_unknown_to(self.config.pipeline.prior, prompt))
+            self.pipeline.warn(words_unknown_to(self.config.pipeline.asked, prompt))
             self.pipeline.find_relevant(prompt)
             if self.config.pipeline.candidate is not None:
                 self.pipeline.begin_with(self.config.pipeline.candidate)
