@@ -12,6 +12,7 @@ from csd_nerf.probing.settings import ProbeSettings
 
 if TYPE_CHECKING:
     from csd_nerf.editors.saving import FileObserver
+    from csd_nerf.probing.clip_attributes import Seen
     from csd_nerf.probing.probing import Probed
 
 
@@ -25,6 +26,7 @@ class Probe(ProbeSettings, EditCommand):  # in this order its own size and parti
 
     settings_type = ProbeSettings
     size_option = "--size"
+    repeated = ("attribute",)
 
     input: Annotated[Path, tyro.conf.arg(name="data")]
     """Folder of pictures, 8 or more, of any sizes, as different as can be."""
@@ -35,6 +37,14 @@ class Probe(ProbeSettings, EditCommand):  # in this order its own size and parti
     masks: Optional[Path] = None  # noqa: UP045
     """Folder of masks with the names of the pictures, white where a region is that is looked at as well: the
     skies, the faces."""
+
+    clip: str = ""
+    """CLIP that says whether what the pictures show drifts, from day to night or young to old: a hub id such
+    as openai/clip-vit-large-patch14 (1.7 GB are fetched), or a folder in transformers' format. Empty for
+    none."""
+    attribute: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An attribute that CLIP is asked about besides the usual ones, as two texts: "a cat | a dog". May be
+    given several times."""
 
     def prompts(self) -> tuple[str, ...]:
         return (self.prompt,)
@@ -50,6 +60,14 @@ class Probe(ProbeSettings, EditCommand):  # in this order its own size and parti
         from rich.text import Text
 
         from csd_nerf.files import check_output
+        from csd_nerf.probing.clip_attributes import (
+            USUAL_PAIRS,
+            Seen,
+            as_pairs,
+            attribute_drifts,
+            in_lines,
+            load_attribute_clip,
+        )
         from csd_nerf.probing.probe_page import write_json
         from csd_nerf.probing.probing import probe, spread
         from csd_nerf.translation.crops import folder_of_pictures
@@ -58,8 +76,16 @@ class Probe(ProbeSettings, EditCommand):  # in this order its own size and parti
         self.check_paths()
         check_output(self.output, (".html",), force=self.force)
         check_output(self.beside(".json"), (".json",), force=self.force)
+        pairs = (*USUAL_PAIRS, *as_pairs(self.attribute))
+        check(
+            bool(self.clip) or not self.attribute,
+            "--attribute",
+            expected="--clip beside it, with what is to be asked about it",
+            got="no --clip",
+        )
         files = spread(folder_of_pictures(self.input), self.particles)
         self._check_enough(files)
+        clip = load_attribute_clip(self.clip, self.present_device()) if self.clip else None
         prior = self.load_prior()
         pictures = self._squares(files, self._side(prior))
         masks = None if self.masks is None else {"what the masks show": self._masks(files, pictures)}
@@ -68,10 +94,14 @@ class Probe(ProbeSettings, EditCommand):  # in this order its own size and parti
             probed = probe(
                 pictures, self.prompt, self.settings(), masks=masks, loaded=prior, observer=observer
             )
-        write_json(self.beside(".json"), probed, self.prompt, self.against)
-        self._write_page(probed, observer)
+        seen = None
+        if clip is not None:
+            without = probed.after - probed.change
+            seen = Seen(clip.description, attribute_drifts(clip, without, probed.after, pairs))
+        write_json(self.beside(".json"), probed, self.prompt, self.against, seen)
+        self._write_page(probed, seen, observer)
         found = [f"found: {drift.in_words()}" for drift in probed.findings] or ["nothing found"]
-        for line in found:
+        for line in (*found, *in_lines(seen)):
             console.print(Text(line), soft_wrap=True)
         print_paths(console, [self.output, self.beside(".json")])
 
@@ -124,13 +154,14 @@ class Probe(ProbeSettings, EditCommand):  # in this order its own size and parti
             found.append(middle_square(white, pictures.shape[-1])[0])
         return torch.stack(found)
 
-    def _write_page(self, probed: "Probed", observer: "FileObserver") -> None:
+    def _write_page(self, probed: "Probed", seen: "Seen | None", observer: "FileObserver") -> None:
         from csd_nerf.probing.probe_page import write_probe_page
 
         settings, config = self.settings(), self.settings().objective_config()
         write_probe_page(
             self.output,
             probed,
+            seen,
             prompt=self.prompt,
             against=self.against,
             intro=f"{len(probed.before)} pictures of {self.input.name}, edited together by {self.method} "

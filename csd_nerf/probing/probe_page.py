@@ -17,6 +17,7 @@ from csd_nerf.display import minutes
 from csd_nerf.editors.edit_page import PACKAGES, picture_address, picture_element
 from csd_nerf.files import write_text
 from csd_nerf.pages import command_block, filled, slider, table_row, tables, versions, wrapped
+from csd_nerf.probing.clip_attributes import Seen
 from csd_nerf.probing.drift import LEAST_DRIFT, LEVEL, Drift, attributes
 from csd_nerf.probing.probing import SHOWN, Probed
 
@@ -24,8 +25,8 @@ LEAST_SHOWN = 192
 """Pixels along each side of a picture on the page; smaller ones are enlarged."""
 
 
-def write_json(path: Path, probed: Probed, prompt: str, against: str) -> None:
-    """Write what was found, and every figure of the test.
+def write_json(path: Path, probed: Probed, prompt: str, against: str, seen: Seen | None = None) -> None:
+    """Write what was found, what a CLIP saw if one was asked, and every figure of the test.
 
     Raises:
         InputError: the file system refuses.
@@ -40,6 +41,11 @@ def write_json(path: Path, probed: Probed, prompt: str, against: str) -> None:
         "findings": [drift.in_words() for drift in probed.findings],
         "by_place": [{**asdict(drift), "found": drift in probed.findings} for drift in probed.places],
         "everywhere": [{**asdict(drift), "found": drift in probed.findings} for drift in probed.whole],
+        "clip": None if seen is None else seen.clip,
+        "attributes": [
+            {**asdict(drift), "mean": drift.mean, "deviation": drift.deviation}
+            for drift in (seen.drifts if seen else [])
+        ],
     }
     write_text(path, json.dumps(content, indent=2) + "\n")
 
@@ -47,6 +53,7 @@ def write_json(path: Path, probed: Probed, prompt: str, against: str) -> None:
 def write_probe_page(
     path: Path,
     probed: Probed,
+    seen: Seen | None,
     *,
     prompt: str,
     against: str,
@@ -60,6 +67,7 @@ def write_probe_page(
     Args:
         path: of the page.
         probed: what came of it.
+        seen: what a CLIP saw; None if none was asked.
         prompt, against: the instructions.
         intro: what was probed and how, in a sentence.
         command: that made it.
@@ -91,6 +99,7 @@ def write_probe_page(
         shared=f"{probed.shared:.0%} of the changes, by their squares in latent space, is the same in all "
         "pictures. Grey is no change.",
         rows="\n".join(_figure(caption, _row(pictures)) for caption, pictures in rows.items()),
+        attributes=attribute_list(seen),
         command=command_block("It made this page, where it was run", wrapped(command)),
         tables=tables(
             {
@@ -125,6 +134,21 @@ def verdict(probed: Probed) -> str:
         for drift in findings
     )
     return f'<ul>\n{items}\n</ul>\n<p class="soft">{thresholds}</p>'
+
+
+def attribute_list(seen: Seen | None) -> str:
+    """What CLIP saw of each attribute, as HTML."""
+    if seen is None:
+        return '<p class="soft">Nobody was asked: no <code>--clip</code> was given.</p>'
+    rows = "\n".join(
+        table_row(f"{drift.text} \u2212 {drift.opposite}", drift.in_figures()) for drift in seen.drifts
+    )
+    return (
+        f"<table>\n{rows}\n</table>\n"
+        '<p class="soft">Change of the cosine with the first text less that with the second, mean over the '
+        f"pictures and deviation from picture to picture; * is what flipped signs bring about in less than "
+        f"{LEVEL:.0%} of patterns. What the prompt names is meant to move. By {html.escape(seen.clip)}.</p>"
+    )
 
 
 def maps(change: Float[Tensor, "n 3 h w"]) -> list[str]:

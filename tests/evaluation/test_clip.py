@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from small_clip import save_small_clip
 from torch import Tensor
 
-from csd_nerf.bundled import bundled_path
 from csd_nerf.evaluation.clip import (
     ClipModel,
     direction_consistency,
@@ -22,20 +21,7 @@ from csd_nerf.evaluation.weights import Unavailable
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip") / "small"
-    shutil.copytree(bundled_path("tiny-instruct") / "tokenizer", folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={**sizes, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 12},
-        vision_config={**sizes, "image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
-    CLIPModel(config).save_pretrained(folder)
+    folder = save_small_clip(tmp_path_factory.mktemp("clip") / "small")
     return load_clip(str(folder), device="cpu", download=False)
 
 

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_clip import save_small_clip
 from torch import Tensor
 
 from csd_nerf.cli import main
 from csd_nerf.editors import saving
 from csd_nerf.priors import Prior
+from csd_nerf.probing.clip_attributes import USUAL_PAIRS
 from csd_nerf.probing.probing import of_the_others, probe
 from csd_nerf.probing.settings import ProbeSettings
 from csd_nerf.scenes.operators import OPERATORS
@@ -117,7 +119,9 @@ def test_it_leaves_a_page_and_its_figures_and_goes_on(monkeypatch: pytest.Monkey
     assert figures == json.loads(Path("unbroken.json").read_text())
     assert figures["pictures"] == 8 and len(figures["by_place"]) == 15
     assert 0 < figures["shared"] < 1
+    assert figures["clip"] is None and figures["attributes"] == []
     page = Path("winter.html").read_text()
+    assert "Nobody was asked: no <code>--clip</code> was given" in page
     assert "What it drags along" in page and "the top: brightness" in page
     assert "csd-nerf probe --data photos" in page
 
@@ -133,9 +137,25 @@ def test_masks_are_a_region() -> None:
 
 
 @pytest.mark.usefixtures("in_a_folder")
+def test_the_page_says_what_clip_saw(capsys: Any) -> None:
+    save_small_clip(Path("clip"))
+    assert command("--clip", "clip", "--attribute", "a cat | a dog") == 0
+    attributes = json.loads(Path("winter.json").read_text())["attributes"]
+    assert {"text", "opposite", "mean", "deviation", "each", "p"} <= attributes[0].keys()
+    assert len(attributes) == len(USUAL_PAIRS) + 1 and len(attributes[0]["each"]) == 8
+    page = Path("winter.html").read_text()
+    assert all(f"{drift['mean']:+.4f}, deviation {drift['deviation']:.4f}" in page for drift in attributes)
+    assert "a cat \u2212 a dog" in page and "By clip, 32 px" in page
+    assert "CLIP sees" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_a_folder")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--clip", "few"), "few is no CLIP that can be had"),
+        (("--attribute", "a cat | a dog"), "--attribute cannot be used"),
+        (("--attribute", "a cat"), "--attribute cannot be used"),
         (("--data", "nowhere"), "there is no folder nowhere"),
         (("--prompt", ""), "the prompt is empty"),
         (("--particles", "5"), "--particles is too small"),
