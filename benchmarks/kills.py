@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
+from safetensors.torch import load_file
 
 from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.files import whole_file, write_text
@@ -203,6 +204,23 @@ def commands_on(folder: Path) -> dict[str, Command]:
         "panorama": same(
             lambda own: ["csd-nerf", "panorama", str(wide), *asks, "-o", str(own / "o.png"), "--force"],
             lambda own: np.asarray(Image.open(own / "o.png")).astype(float) / 255,
+        ),
+        "translate": same(
+            lambda own: [
+                *("csd-nerf", "translate", "train", "--data", str(data / "images"), *asks[:4]),
+                *("--size", "32", "--particles", "2", "--steps", "200", "--no-page", "--force"),
+                *("-o", str(own / "o.safetensors")),
+            ],
+            lambda own: np.concatenate(
+                [value.numpy().ravel() for value in load_file(own / "o.safetensors").values()]
+            ),
+        ),
+        "probe": same(
+            lambda own: [
+                *("csd-nerf", "probe", "--data", str(data / "images"), *asks, "--size", "32", "--force"),
+                *("--particles", "8", "-o", str(own / "o.html")),
+            ],
+            lambda own: _figures(json.loads((own / "o.json").read_text(encoding="utf8"))["by_place"]),
         ),
         "video": same(
             lambda own: ["csd-nerf", "video", str(frames), *asks, "-o", str(own / "o.mp4"), "--force"],
