@@ -203,10 +203,12 @@ def test_an_interrupted_training_goes_on_exactly(tiny_prior: Prior) -> None:
         )
         return torch.cat([value.flatten() for value in translator.network.state_dict().values()])
 
-    unbroken, kept = train(Observer()), Kept(stop_after=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(kept)
-    assert torch.equal(train(kept), unbroken)
+    unbroken = train(Observer())
+    for steps in (1, 2, 4):  # the last is after the training, before its file is written
+        kept = Kept(stop_after=steps)
+        with pytest.raises(KeyboardInterrupt):
+            train(kept)
+        assert torch.equal(train(kept), unbroken)
     assert {"prompts", "pictures", "size", "steps", "text_guidance"} <= kept.identity.keys()
 
 
@@ -217,14 +219,14 @@ def test_two_targets_are_learnt(tiny_prior: Prior) -> None:
     translator, _ = train_translator(
         pictures,
         prompts,
-        settings(steps=16, particles=4, learning_rate=0.004, text_guidance=1.5),
+        settings(steps=16, particles=4, text_guidance=1.5),
         loaded=tiny_prior,
     )
     for number, operator in enumerate((NIGHT, WINTER)):
         truth = operator.apply(unseen)
         after = torch.stack([translator.translate(picture, number) for picture in unseen])
         gain = (psnr(after, truth) - psnr(unseen, truth)).mean()
-        assert gain > 1.5, f"{operator.name} gains {gain:.1f} dB"
+        assert gain > 3, f"{operator.name} gains {gain:.1f} dB"
 
 
 @pytest.mark.parametrize("method", ["dds", "cds", "sds"])
