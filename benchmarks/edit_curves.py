@@ -13,7 +13,6 @@ run compare. Seconds are CPU time of the steps alone, without start-up and measu
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import sys
 import time
@@ -43,6 +42,7 @@ from csd_nerf.scenes.operators import (  # noqa: E402
     circular_deviation,
     hue_and_chroma,
 )
+from csd_nerf.settings_files import set_options  # noqa: E402
 
 
 @dataclass
@@ -159,12 +159,9 @@ def put(config: Any, option: str, value: Any) -> None:
         for optimizer in config.optimizers.values():
             optimizer["scheduler"].lr_final = value
     else:
-        *path, last = option.split(".")
-        owner = config.pipeline
-        for part in path:
-            owner = getattr(owner, part)
-        assert last in {field.name for field in dataclasses.fields(owner)}, option
-        setattr(owner, last, value)
+        for part in reversed(option.split(".")):
+            value = {part: value}
+        set_options(config.pipeline, value, Path("a variant"))
 
 
 def measure(edit: str, photos: Tensor, before: Tensor, after: Tensor, network: Any) -> dict[str, float]:
