@@ -98,6 +98,7 @@ def test_a_killed_edit_goes_on_as_an_unbroken_one(edited_by: Make) -> None:
         ({"pipeline__route": "gradient"}, "--pipeline.translator cannot be used"),
         ({"pipeline__prior_device": "cpu"}, "--pipeline.prior-device cannot be used"),
         ({"pipeline__region__source": "auto"}, "--pipeline.region.source cannot be used"),
+        ({"pipeline__motion": "tiny-motion"}, "--pipeline.motion cannot be used"),
         ({"pipeline__control__net": "tiny-depth"}, "--pipeline.control.net cannot be used"),
     ],
 )
