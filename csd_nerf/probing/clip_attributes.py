@@ -91,8 +91,8 @@ def in_lines(seen: Seen | None) -> list[str]:
     """What to print of it; None is no CLIP."""
     if seen is None:
         return ["CLIP's attributes were not looked at: no --clip was given"]
-    return [f"CLIP sees them move {drift.in_words()}" for drift in seen.drifts if drift.regular] or [
-        "CLIP sees no attribute of them move beyond chance"
+    return [f"CLIP sees the pictures move {drift.in_words()}" for drift in seen.drifts if drift.regular] or [
+        "CLIP sees no attribute move beyond chance"
     ]
 
 

@@ -73,7 +73,7 @@ def test_a_drift_is_the_mean_change_of_the_score_with_its_spread(clip: ClipModel
 def test_what_all_pictures_do_alike_is_regular_and_what_they_do_by_chance_is_not(clip: ClipModel) -> None:
     before = pictures(0)
     (same,) = attribute_drifts(clip, before, before * torch.tensor([0.2, 0.5, 1.0]).reshape(3, 1, 1), (DAY,))
-    assert same.regular and in_lines(Seen("it", [same])) == [f"CLIP sees them move {same.in_words()}"]
+    assert same.regular and in_lines(Seen("it", [same])) == [f"CLIP sees the pictures move {same.in_words()}"]
     towards = DAY[0] if same.mean > 0 else DAY[1]
     assert same.in_words().endswith(f'towards "{towards}"')
     (other,) = attribute_drifts(clip, before, pictures(1), (DAY,))
