@@ -9,18 +9,19 @@ from torch import Tensor
 from csd_nerf.bundled import bundled_path
 from csd_nerf.priors import Prior, load_prior
 from csd_nerf.priors.control import ControlConfig
+from csd_nerf.scenes.casting import SceneView
 from csd_nerf.scenes.operators import CAPTIONS, OPERATORS
-from csd_nerf.scenes.still_life import StillLifeView, orbit_cameras, render
+from csd_nerf.scenes.still_life import orbit_cameras, render
 
 CAMERAS = orbit_cameras(4, size=64, seed=5)
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[StillLifeView]:
+def pictures() -> list[SceneView]:
     return [render(camera, samples_per_side=2) for camera in CAMERAS]
 
 
-def as_batch(pictures: list[StillLifeView]) -> Tensor:
+def as_batch(pictures: list[SceneView]) -> Tensor:
     return torch.stack([torch.from_numpy(picture.rgb).permute(2, 0, 1) for picture in pictures])
 
 
@@ -60,7 +61,7 @@ def test_diffusers_own_pipeline_loads_it_and_draws() -> None:
 
 
 @pytest.mark.parametrize("style", ["sketch", "sepia", "night", "winter", "autumn"])
-def test_a_style_is_told_best_by_its_own_caption(style: str, pictures: list[StillLifeView]) -> None:
+def test_a_style_is_told_best_by_its_own_caption(style: str, pictures: list[SceneView]) -> None:
     prior = load_prior("tiny-sd", device="cpu")
     styled = OPERATORS[style].apply(as_batch(pictures))
     condition = prior.condition(styled)
@@ -68,7 +69,7 @@ def test_a_style_is_told_best_by_its_own_caption(style: str, pictures: list[Stil
     assert errors[style] < errors["identity"]
 
 
-def test_the_control_net_follows_the_depth_it_is_shown(pictures: list[StillLifeView]) -> None:
+def test_the_control_net_follows_the_depth_it_is_shown(pictures: list[SceneView]) -> None:
     prior = load_prior("tiny-sd", device="cpu", control=ControlConfig(net="tiny-depth", picture="depth"))
     images = as_batch(pictures)
     shown = prior.condition(torch.stack([torch.from_numpy(picture.depth)[None] for picture in pictures]))

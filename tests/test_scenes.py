@@ -1,4 +1,4 @@
-"""The procedural scene: its ground truth against references written here, its edits, its dataset."""
+"""The procedural scenes: their ground truth against references written here, their edits, their datasets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from PIL import Image
 
 from csd_nerf.errors import InputError
 from csd_nerf.scenes import still_life
-from csd_nerf.scenes.dataset import write_dataset
+from csd_nerf.scenes.casting import PinholeCamera, look_at
+from csd_nerf.scenes.dataset import SCENES, write_dataset
+from csd_nerf.scenes.interiors import CORRIDOR, ROOM
 from csd_nerf.scenes.operators import OPERATORS
 from csd_nerf.scenes.primitives import Box, Ellipsoid, Frustum, Solid
 from csd_nerf.scenes.still_life import (
     OBJECT_EDITS,
     OBJECT_NAMES,
     OBJECTS,
-    PinholeCamera,
     orbit_cameras,
     render,
 )
@@ -135,23 +136,60 @@ def project(camera: PinholeCamera, point: np.ndarray) -> tuple[float, float]:
     )
 
 
-def test_a_surface_point_has_one_object_and_one_color_in_every_camera() -> None:
+@pytest.mark.parametrize(("name", "shell"), [("room", ROOM), ("corridor", CORRIDOR)])
+def test_walls_are_as_far_as_they_stand_and_all_that_is_in_there_is_seen(name: str, shell: Box) -> None:
+    scene, seen = SCENES[name], set()
+    for camera in scene.cameras(24, size=24):
+        picture = scene.render(camera, samples_per_side=1)
+        seen |= set(np.unique(picture.objects).tolist())
+        for row, column in np.argwhere(picture.objects == 0)[::17]:
+            origin, direction = pixel_ray(camera, row, column)
+            point = origin + picture.depth[row, column] * direction
+            share = np.abs(point - np.array(shell.center)) / np.array(shell.half_size)
+            assert share.max() == pytest.approx(1, abs=1e-5)
+    assert seen == set(range(len(scene.object_names)))
+
+
+@pytest.mark.parametrize(("name", "most"), [("room", 0.1), ("corridor", 0.4)])
+def test_four_views_of_an_interior_share_little_of_what_they_see(name: str, most: float) -> None:
+    scene = SCENES[name]
+    cameras = scene.cameras(60, size=24)[::15]
+    shared = []
+    for camera in cameras:
+        picture = scene.render(camera, samples_per_side=1)
+        for other in cameras:
+            if other is camera:
+                continue
+            inside = 0
+            for row in range(0, 24, 3):
+                for column in range(0, 24, 3):
+                    origin, direction = pixel_ray(camera, row, column)
+                    point = origin + picture.depth[row, column] * direction
+                    ahead = (point - other.camera_to_world[:, 3]) @ -other.camera_to_world[:, 2] > 0
+                    place = np.array(project(other, point))
+                    inside += bool(ahead and (place > 0).all() and (place < 24).all())
+            shared.append(inside / 64)
+    assert np.mean(shared) <= most
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_surface_point_has_one_object_and_one_color_in_every_camera(name: str) -> None:
     # Two narrow cameras look at one surface point from different places: their middle pixels show a
     # millimetre around it.
-    camera = orbit_cameras(6, size=SIZE)[2]
-    picture = render(camera, samples_per_side=1)
+    scene = SCENES[name]
+    camera = scene.cameras(6, size=SIZE)[2]
+    picture = scene.render(camera, samples_per_side=1)
     generator = np.random.default_rng(0)
     compared = set()
     for row, column in generator.integers(0, SIZE, (60, 2)):
-        if picture.objects[row, column] == 0:
+        if name == "still-life" and picture.objects[row, column] == 0:
             continue
         origin, direction = pixel_ray(camera, row, column)
         point = origin + picture.depth[row, column] * direction
         assert project(camera, point) == pytest.approx((row + 0.5, column + 0.5), abs=1e-3)
         position = origin + generator.uniform(-0.8, 0.8, 3)
         one, other = (
-            render(PinholeCamera(still_life.look_at(place, point), 2000.0, 1, 1))
-            for place in (origin, position)
+            scene.render(PinholeCamera(look_at(place, point), 2000.0, 1, 1)) for place in (origin, position)
         )
         if other.depth < np.linalg.norm(point - position) - 1e-3:
             continue  # something else is in the way from there
@@ -211,6 +249,16 @@ def test_unknown_edit_and_no_cameras_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown edit"):
         write_dataset(tmp_path / "scene", views=2, size=8, edit="the ball is plaid")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["room", "corridor"])
+def test_an_interior_is_written_with_its_names_and_edits(name: str, tmp_path: Path) -> None:
+    scene = SCENES[name]
+    data = write_dataset(tmp_path / name, views=2, size=16, edit="the ball is blue", scene=name)  # type: ignore[arg-type]
+    assert json.loads((data / "transforms.json").read_text())["object_names"] == list(scene.object_names)
+    expected = scene.render(scene.cameras(2, size=16)[1], edit="the ball is blue")
+    rgb = np.asarray(Image.open(data / "images" / "0001.png")) / 255
+    np.testing.assert_allclose(rgb, expected.rgb, atol=0.5 / 255 + 1e-6)
 
 
 @pytest.fixture(scope="module")

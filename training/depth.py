@@ -16,8 +16,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from csd_nerf.priors.control_pictures import depth_picture
+from csd_nerf.scenes.casting import PinholeCamera, look_at
 from csd_nerf.scenes.operators import OPERATORS, TINTS
-from csd_nerf.scenes.still_life import PinholeCamera, look_at, render
+from csd_nerf.scenes.still_life import render
 from training.denoising import Batch, diffused, load_average, train_denoiser
 from training.latents import TARGETS
 from training.parallel import Worker

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from csd_nerf.scenes.casting import PinholeCamera, look_at
 from csd_nerf.scenes.operators import OPERATORS, TINTS
-from csd_nerf.scenes.still_life import PinholeCamera, look_at, render
+from csd_nerf.scenes.still_life import render
 from csd_nerf.seeds import step_seed
 from training.latents import PAINTED, TARGETS, Variant
 from training.parallel import Worker

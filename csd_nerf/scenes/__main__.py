@@ -1,8 +1,8 @@
-"""`python -m csd_nerf.scenes --output FOLDER`: write the procedural scene as a nerfstudio dataset."""
+"""`python -m csd_nerf.scenes --output FOLDER`: write a procedural scene as a nerfstudio dataset."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import tyro
 
@@ -11,10 +11,12 @@ from csd_nerf.errors import exit_on_input_error
 
 @dataclass
 class WriteScene:
-    """Write the procedural still life as a nerfstudio dataset, with exact cameras, depth and object masks."""
+    """Write a procedural scene as a nerfstudio dataset, with exact cameras, depth and object masks."""
 
     output: Path
     """Folder to make."""
+    scene: Literal["still-life", "room", "corridor"] = "still-life"
+    """Things on a table from all around, a furnished room from its middle, or a corridor along its length."""
     views: int = 60
     """Number of pictures."""
     size: int = 128
@@ -34,7 +36,15 @@ def main() -> None:
         print(f"{done} ({100 * done / options.views:.2f}%)", flush=True)
 
     with exit_on_input_error():
-        write_dataset(options.output, options.views, options.size, options.edit, options.seed, report)
+        write_dataset(
+            options.output,
+            options.views,
+            options.size,
+            options.edit,
+            options.seed,
+            report,
+            scene=options.scene,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The procedural scene as a dataset that nerfstudio's own parser loads, with its ground truth beside it."""
+"""The procedural scenes as datasets that nerfstudio's own parser loads, with the ground truth beside it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from csd_nerf.errors import InputError
-from csd_nerf.scenes.still_life import OBJECT_NAMES, find_edit, orbit_cameras, render
+from csd_nerf.scenes.casting import Scene
+from csd_nerf.scenes.interiors import CORRIDOR_SCENE, ROOM_SCENE
+from csd_nerf.scenes.still_life import STILL_LIFE
+
+SCENES: dict[str, Scene] = {"still-life": STILL_LIFE, "room": ROOM_SCENE, "corridor": CORRIDOR_SCENE}
+"""By name: things on a table from all around, a room from its middle, a corridor along its length."""
 
 DEPTH_UNIT = 1e-3
 """Metres per step of a depth picture: nerfstudio's default `depth_unit_scale_factor`."""
@@ -25,8 +31,10 @@ def write_dataset(
     edit: str | None = None,
     seed: int = 0,
     on_view: Callable[[int], None] | None = None,
+    *,
+    scene: Literal["still-life", "room", "corridor"] = "still-life",
 ) -> Path:
-    """Render the still life and write it in nerfstudio's format.
+    """Render a procedural scene and write it in nerfstudio's format.
 
     The folder gets `transforms.json`, `images/` (8-bit RGB), `depths/` (16-bit, millimetres along the
     ray) and `objects/` (8-bit, index into `object_names` of transforms.json; ground truth, not training
@@ -36,9 +44,10 @@ def write_dataset(
         folder: to be made; must not exist yet.
         views: number of pictures.
         size: their side, in pixels.
-        edit: a known edit to render the scene under, see `still_life.render`.
+        edit: a known edit to render the scene under, see `Scene.render`.
         seed: of the cameras.
         on_view: called after every picture with the number of pictures so far.
+        scene: which of `SCENES`.
 
     Returns:
         `folder`.
@@ -59,8 +68,9 @@ def write_dataset(
             got="an existing one",
             hint="choose another name or remove it",
         )
-    find_edit(edit)
-    cameras = orbit_cameras(views, size=size, seed=seed)
+    shown = SCENES[scene]
+    shown.find_edit(edit)
+    cameras = shown.cameras(views, size=size, seed=seed)
     partial = folder.with_name(f".{folder.name}-unfinished")
     if partial.exists():
         shutil.rmtree(partial)
@@ -68,7 +78,7 @@ def write_dataset(
         (partial / kind).mkdir(parents=True)
     frames = []
     for number, camera in enumerate(cameras):
-        picture = render(camera, edit=edit)
+        picture = shown.render(camera, edit=edit)
         name = f"{number:04d}.png"
         Image.fromarray((picture.rgb * 255).round().astype(np.uint8)).save(partial / "images" / name)
         depth = (picture.depth / DEPTH_UNIT).round().astype(np.uint16)
@@ -92,7 +102,7 @@ def write_dataset(
         "fl_y": cameras[0].focal,
         "cx": size / 2,
         "cy": size / 2,
-        "object_names": list(OBJECT_NAMES),
+        "object_names": list(shown.object_names),
         "frames": frames,
     }
     (partial / "transforms.json").write_text(json.dumps(meta, indent=1), encoding="utf8")

@@ -1,60 +1,27 @@
 """A small still life in a meadow, rendered in closed form: the scene whose true edits are known everywhere.
 
 A ball, a gift box, a vase, a toy fir and a lemon stand on a round table under one soft light. The scene is in
-metres, z up, the table top at z = 0. Every colour is a function of the surface point alone (Lambert's law,
-no interreflection), so a point looks the same from every camera, and repainting an object changes that
-object and nothing else.
+metres, z up, the table top at z = 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
-from numpy.typing import NDArray
 
-from csd_nerf.errors import InputError, check
 from csd_nerf.scenes import textures
-from csd_nerf.scenes.primitives import Array, Box, Ellipsoid, Frustum, Solid
-from csd_nerf.scenes.textures import Color, Palette
-
-if TYPE_CHECKING:
-    from csd_nerf.scenes.operators import Operator
+from csd_nerf.scenes.casting import (
+    ObjectEdit,
+    PinholeCamera,
+    Scene,
+    SceneObject,
+    SceneView,
+    check_count,
+    look_at,
+)
+from csd_nerf.scenes.primitives import Array, Box, Ellipsoid, Frustum
 
 DOME_RADIUS = 12.0
 """Radius in metres of the sphere around everything that carries the sky and the meadow."""
-
-LIGHT_DIRECTION = np.array([0.50, -0.42, 0.76]) / np.linalg.norm([0.50, -0.42, 0.76])
-"""Unit vector towards the middle of the light."""
-
-LIGHT_SPREAD = 0.10
-"""Half the width of the square light, as the tangent of the angle it fills; it softens the shadows."""
-
-RAYS_AT_A_TIME = 1 << 14
-"""So many rays' intermediate results fit in a processor's cache."""
-
-LIGHT_COLOR: Color = (0.72, 0.69, 0.62)
-SKY_AMBIENT: Color = (0.42, 0.45, 0.50)
-GROUND_AMBIENT: Color = (0.27, 0.26, 0.20)
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """Something with a name, made of solids, painted by a texture from a palette.
-
-    `texture` maps surface points (3, R), their normals (3, R) and the palette to colours (3, R) in 0..1.
-    `reach` is the radius around `middle` that contains the object, for the shade where it meets the table.
-    """
-
-    name: str
-    solids: tuple[Solid, ...]
-    texture: Callable[[Array, Array, Palette], Array]
-    palette: Palette
-    middle: tuple[float, float, float]
-    reach: float
-
 
 BALL = Ellipsoid((0.42, -0.30, 0.30), (0.30, 0.30, 0.30))
 BOX = Box((-0.38, -0.36, 0.22), (0.24, 0.24, 0.22), 0.45)
@@ -95,18 +62,6 @@ OBJECTS = (
     SceneObject("lemon", (LEMON,), textures.lemon_peel, textures.LEMON_PALETTE, LEMON.center, 0.13),
 )
 
-OBJECT_NAMES = ("background", *(thing.name for thing in OBJECTS))
-"""Name of every value in `StillLifeView.objects`."""
-
-
-@dataclass(frozen=True)
-class ObjectEdit:
-    """Repainting one object: its name and the palette that replaces its own."""
-
-    target: str
-    palette: Palette
-
-
 OBJECT_EDITS: dict[str, ObjectEdit] = {
     "the ball is blue": ObjectEdit("ball", ((0.10, 0.28, 0.85), (0.93, 0.92, 0.86))),
     "the ball is green": ObjectEdit("ball", ((0.13, 0.62, 0.22), (0.93, 0.92, 0.86))),
@@ -120,62 +75,13 @@ OBJECT_EDITS: dict[str, ObjectEdit] = {
 """Edits of single objects whose true result is known, by the instruction that asks for them."""
 
 
-@dataclass(frozen=True)
-class PinholeCamera:
-    """A pinhole camera without distortion, its principal point in the middle of the picture.
-
-    camera_to_world: (3, 4), OpenGL convention as in nerfstudio: x right, y up, looking along -z; metres.
-    focal: focal length in pixels. width, height: picture size in pixels.
-    """
-
-    camera_to_world: NDArray[np.float64]
-    focal: float
-    width: int
-    height: int
-
-    def directions(self, rows: Array, columns: Array) -> Array:
-        """Unit ray directions (3, R) through picture positions (R,) in pixels; centres end in .5."""
-        x = (columns - self.width / 2) / self.focal
-        y = (self.height / 2 - rows) / self.focal
-        along = self.camera_to_world[:, :3] @ np.stack([x, y, -np.ones_like(x)])
-        return along / np.linalg.norm(along, axis=0)
-
-
-@dataclass(frozen=True)
-class StillLifeView:
-    """A rendered view.
-
-    rgb: (H, W, 3) float32 in 0..1, anti-aliased.
-    depth: (H, W) float32, Euclidean distance in metres from the camera along the ray of the pixel's centre.
-    objects: (H, W) uint8, index into OBJECT_NAMES of what the pixel's centre shows.
-    """
-
-    rgb: NDArray[np.float32]
-    depth: NDArray[np.float32]
-    objects: NDArray[np.uint8]
-
-
-def look_at(position: Array, target: Array) -> NDArray[np.float64]:
-    """Camera-to-world matrix (3, 4) of an upright camera at `position` (3,) looking at `target` (3,)."""
-    backward = (position - target) / np.linalg.norm(position - target)
-    right = np.cross([0.0, 0.0, 1.0], backward)
-    right /= np.linalg.norm(right)
-    return np.stack([right, np.cross(backward, right), backward, position], axis=1)
-
-
 def orbit_cameras(count: int, *, size: int = 128, seed: int = 0) -> list[PinholeCamera]:
     """`count` cameras around the table on rings at three heights, all looking at its middle.
 
     Neighbours in the list are on different rings, so that taking every n-th for evaluation leaves all three
     covered. `seed` turns the rings and jitters every camera a little. Pictures are `size` x `size` pixels.
     """
-    check(
-        count >= 1,
-        "no cameras",
-        expected="at least 1 view",
-        got=count,
-        hint="ask for a positive number of views",
-    )
+    check_count(count)
     generator = np.random.default_rng(seed)
     elevations = np.radians([16.0, 33.0, 52.0])
     start = generator.uniform(0, 2 * np.pi)
@@ -193,132 +99,18 @@ def orbit_cameras(count: int, *, size: int = 128, seed: int = 0) -> list[Pinhole
     return cameras
 
 
-def _first_hit(origins: Array, directions: Array) -> tuple[Array, NDArray[np.uint8], NDArray[np.uint8]]:
-    """Distance, object (0 background) and its solid, each (R,), of what rays (3, R) hit."""
-    distance = Ellipsoid((0, 0, 0), (DOME_RADIUS,) * 3).intersect(origins, directions)
-    objects = np.zeros(distance.shape, np.uint8)
-    solids = np.zeros(distance.shape, np.uint8)
-    for index, thing in enumerate(OBJECTS, start=1):
-        for part, solid in enumerate(thing.solids):
-            candidate = solid.intersect(origins, directions)
-            nearer = candidate < distance
-            distance = np.where(nearer, candidate, distance)
-            objects[nearer] = index
-            solids[nearer] = part
-    return distance, objects, solids
+def _sky_over_meadow(points: Array) -> Array:
+    return textures.meadow_and_sky(points / np.linalg.norm(points, axis=0))
 
 
-def _towards_light(offset: Array) -> Array:
-    """Unit directions (3, R) to places on the square light; `offset` (2, R) in -1..1 across it."""
-    across = np.cross(LIGHT_DIRECTION, [0.0, 0.0, 1.0])
-    across /= np.linalg.norm(across)
-    along = np.cross(LIGHT_DIRECTION, across)
-    direction = LIGHT_DIRECTION[:, None] + LIGHT_SPREAD * (
-        across[:, None] * offset[0] + along[:, None] * offset[1]
-    )
-    return direction / np.linalg.norm(direction, axis=0)
+STILL_LIFE = Scene(
+    OBJECTS, Ellipsoid((0, 0, 0), (DOME_RADIUS,) * 3), _sky_over_meadow, orbit_cameras, OBJECT_EDITS
+)
+
+OBJECT_NAMES = STILL_LIFE.object_names
+"""Name of every value in `SceneView.objects`."""
 
 
-def _in_shadow(points: Array, directions: Array) -> NDArray[np.bool_]:
-    blocked = np.zeros(points.shape[1], bool)
-    for thing in OBJECTS:
-        for solid in thing.solids:
-            open_ways = np.flatnonzero(~blocked)
-            hit = np.isfinite(solid.intersect(points[:, open_ways], directions[:, open_ways]))
-            blocked[open_ways[hit]] = True
-    return blocked
-
-
-def _openness(points: Array, own_index: int) -> Array:
-    """Share (R,) of ambient light that reaches `points`, dimmed close to the other objects."""
-    share = np.ones(points.shape[1])
-    for index, thing in enumerate(OBJECTS, start=1):
-        if thing.reach and index != own_index:
-            squared = ((points - np.array(thing.middle)[:, None]) ** 2).sum(0)
-            share *= 1 - 0.5 / (1 + (squared / thing.reach**2) ** 2)
-    return share
-
-
-def _shade(origins: Array, directions: Array, light_offset: Array, palettes: dict[str, Palette]) -> Array:
-    """Colours (3, R) in 0..1 of what rays (3, R) see, each lit from one place on the light."""
-    distance, objects, solids = _first_hit(origins, directions)
-    points = origins + distance * directions
-    colors = textures.meadow_and_sky(points / np.linalg.norm(points, axis=0))
-    for index, thing in enumerate(OBJECTS, start=1):
-        for part, solid in enumerate(thing.solids):
-            seen = np.flatnonzero((objects == index) & (solids == part))
-            if not len(seen):
-                continue
-            surface = points[:, seen]
-            normals = solid.normal(surface)
-            to_light = _towards_light(light_offset[:, seen])
-            facing = np.maximum((normals * to_light).sum(0), 0)
-            lit = np.flatnonzero(facing)
-            facing[lit[_in_shadow(surface[:, lit] + 1e-3 * normals[:, lit], to_light[:, lit])]] = 0
-            upward = 0.5 + 0.5 * normals[2]
-            ambient = np.outer(SKY_AMBIENT, upward) + np.outer(GROUND_AMBIENT, 1 - upward)
-            light = ambient * _openness(surface, index) + np.outer(LIGHT_COLOR, facing)
-            colors[:, seen] = thing.texture(surface, normals, palettes[thing.name]) * light
-    return np.clip(colors, 0, 1)
-
-
-def find_edit(edit: str | None) -> tuple[ObjectEdit | None, Operator | None]:
-    """What a known edit does: repaint an object, or pass the whole picture through an operator.
-
-    Raises InputError for an unknown edit.
-    """
-    if edit is None:
-        return None, None
-    if edit in OBJECT_EDITS:
-        return OBJECT_EDITS[edit], None
-    from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION, TINTS, Operator  # need torch
-
-    whole_picture = OPERATORS | {name: Operator(name, TINT_INSTRUCTION, tint) for name, tint in TINTS.items()}
-    if edit not in whole_picture:
-        raise InputError(
-            "unknown edit of the procedural scene",
-            expected=" | ".join([*OBJECT_EDITS, *whole_picture]),
-            got=repr(edit),
-            hint="choose one of the known edits",
-        )
-    return None, whole_picture[edit]
-
-
-def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> StillLifeView:
-    """Render the scene, as it is or under a known edit.
-
-    edit: a key of OBJECT_EDITS (one object repainted), or a name in `operators.OPERATORS` or
-        `operators.TINTS` (the whole picture passed through it). samples_per_side: rays per pixel and side;
-        each goes to another place on the light, so shadows are soft from 2 on.
-    Raises InputError for an unknown edit.
-    """
-    repainted, operator = find_edit(edit)
-    palettes = {thing.name: thing.palette for thing in OBJECTS}
-    if repainted is not None:
-        palettes[repainted.target] = repainted.palette
-
-    rows, columns = (axis.ravel().astype(np.float64) for axis in np.mgrid[: camera.height, : camera.width])
-    origin = camera.camera_to_world[:, 3:]
-    count = samples_per_side**2
-    steps = (np.arange(samples_per_side) + 0.5) / samples_per_side
-    in_pixel = np.stack(np.meshgrid(steps, steps, indexing="ij")).reshape(2, count)
-    # Each sample of a pixel goes to another place on the light, unrelated to its place in the pixel.
-    on_light = 2 * in_pixel[:, np.random.default_rng(0).permutation(count)] - 1
-    directions = camera.directions(
-        (rows[:, None] + in_pixel[0]).ravel(), (columns[:, None] + in_pixel[1]).ravel()
-    )
-    offsets = np.tile(on_light, rows.size)
-    colors = np.empty_like(directions)
-    for start in range(0, directions.shape[1], RAYS_AT_A_TIME):
-        chunk = np.s_[:, start : start + RAYS_AT_A_TIME]
-        colors[chunk] = _shade(origin, directions[chunk], offsets[chunk], palettes)
-    rgb = colors.reshape(3, camera.height, camera.width, count).mean(-1).transpose(1, 2, 0).astype(np.float32)
-    if operator is not None:
-        import torch
-
-        channels_first = torch.from_numpy(rgb).permute(2, 0, 1)
-        rgb = operator.apply(channels_first).permute(1, 2, 0).contiguous().numpy()
-
-    distance, objects, _ = _first_hit(origin, camera.directions(rows + 0.5, columns + 0.5))
-    shape = (camera.height, camera.width)
-    return StillLifeView(rgb, distance.reshape(shape).astype(np.float32), objects.reshape(shape))
+def render(camera: PinholeCamera, *, edit: str | None = None, samples_per_side: int = 3) -> SceneView:
+    """A view of the still life, see `Scene.render`."""
+    return STILL_LIFE.render(camera, edit=edit, samples_per_side=samples_per_side)

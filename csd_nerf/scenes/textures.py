@@ -21,13 +21,13 @@ FIR_PALETTE: Palette = ((0.16, 0.52, 0.20), (0.42, 0.72, 0.26), (0.42, 0.27, 0.1
 LEMON_PALETTE: Palette = ((0.98, 0.83, 0.16), (0.82, 0.72, 0.12))
 
 
-def _step(value: Array, width: float) -> Array:
+def step(value: Array, width: float) -> Array:
     """0 below zero, 1 above, smooth over `width`."""
     t = np.clip(value / width + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def _mix(first: Array | Color, second: Array | Color, share: Array) -> Array:
+def mix(first: Array | Color, second: Array | Color, share: Array) -> Array:
     """(1 - share) first + share second, with colours as (3,) or (3, R) and share (R,)."""
     first, second = (np.asarray(c) if np.ndim(c) == 2 else np.asarray(c)[:, None] for c in (first, second))
     return first + (second - first) * share
@@ -40,15 +40,15 @@ def planks_with_mat(points: Array, normals: Array, palette: Palette) -> Array:
     plank = np.floor(x / 0.23)
     tone = 0.5 + 0.5 * np.sin(plank * 2.4)
     grain = 0.5 + 0.5 * np.sin(9 * y + 3 * np.sin(2.5 * y + plank) + 40 * x + 5 * plank)
-    wood = _mix(light_wood, dark_wood, 0.55 * tone + 0.3 * grain)
+    wood = mix(light_wood, dark_wood, 0.55 * tone + 0.3 * grain)
     gap = np.abs(x / 0.23 - np.round(x / 0.23)) * 0.23
-    wood = wood * (0.6 + 0.4 * _step(gap - 0.008, 0.012))
-    checks = _step(np.sin(np.pi * x / 0.17) * np.sin(np.pi * y / 0.17), 0.12)
-    mat = _mix(mat_light, mat_dark, checks)
+    wood = wood * (0.6 + 0.4 * step(gap - 0.008, 0.012))
+    checks = step(np.sin(np.pi * x / 0.17) * np.sin(np.pi * y / 0.17), 0.12)
+    mat = mix(mat_light, mat_dark, checks)
     radius = np.hypot(x, y)
-    mat = _mix(mat, mat_dark, _step(radius - 0.78, 0.015))
-    on_mat = _step(0.84 - radius, 0.012) * (normals[2] > 0.5)
-    return _mix(wood, mat, on_mat)
+    mat = mix(mat, mat_dark, step(radius - 0.78, 0.015))
+    on_mat = step(0.84 - radius, 0.012) * (normals[2] > 0.5)
+    return mix(wood, mat, on_mat)
 
 
 def segments(points: Array, center: Color, palette: Palette) -> Array:
@@ -57,9 +57,9 @@ def segments(points: Array, center: Color, palette: Palette) -> Array:
     tilt = 0.6
     y, z = np.cos(tilt) * y - np.sin(tilt) * z, np.sin(tilt) * y + np.cos(tilt) * z
     radius = np.sqrt(x * x + y * y + z * z)
-    share = _step(np.sin(4 * np.arctan2(y, x)) * np.hypot(x, y) / radius, 0.12)
+    share = step(np.sin(4 * np.arctan2(y, x)) * np.hypot(x, y) / radius, 0.12)
     share = np.where(np.abs(z) > 0.88 * radius, 0.0, share)
-    return _mix(palette[0], palette[1], share)
+    return mix(palette[0], palette[1], share)
 
 
 def ribbon(local_points: Array, palette: Palette) -> Array:
@@ -71,9 +71,9 @@ def ribbon(local_points: Array, palette: Palette) -> Array:
     paper, band = palette
     # The coordinate across each face differs; taking all three keeps the pattern continuous over edges.
     dots = np.cos(2 * np.pi * x / 0.16) + np.cos(2 * np.pi * y / 0.16) + np.cos(2 * np.pi * z / 0.16)
-    pattern = _mix(paper, (0.85, 0.90, 0.98), 0.75 * _step(dots - 1.0, 0.6))
+    pattern = mix(paper, (0.85, 0.90, 0.98), 0.75 * step(dots - 1.0, 0.6))
     nearest = np.minimum(np.abs(x), np.abs(y))
-    return _mix(pattern, band, _step(0.045 - nearest, 0.012))
+    return mix(pattern, band, step(0.045 - nearest, 0.012))
 
 
 def zigzag_bands(points: Array, normals: Array, palette: Palette) -> Array:
@@ -82,12 +82,12 @@ def zigzag_bands(points: Array, normals: Array, palette: Palette) -> Array:
     x, y, z = points[0] + 0.36, points[1] - 0.40, points[2]
     angle = np.arctan2(y, x)
     wave = np.abs((angle * 8 / (2 * np.pi)) % 1 - 0.5) * 0.26
-    color = _mix(clay, cream, _step(0.028 - np.abs(z - 0.23 - wave), 0.014))
+    color = mix(clay, cream, step(0.028 - np.abs(z - 0.23 - wave), 0.014))
     for level in (0.14, 0.47):
-        color = _mix(color, dark, _step(0.024 - np.abs(z - level), 0.012))
-    color = _mix(color, cream, _step(z - 0.735, 0.012))
-    mouth = _step(0.13 - np.hypot(x, y), 0.015) * (normals[2] > 0.9) * (z > 0.7)
-    return _mix(color, (0.16, 0.09, 0.07), mouth)
+        color = mix(color, dark, step(0.024 - np.abs(z - level), 0.012))
+    color = mix(color, cream, step(z - 0.735, 0.012))
+    mouth = step(0.13 - np.hypot(x, y), 0.015) * (normals[2] > 0.9) * (z > 0.7)
+    return mix(color, (0.16, 0.09, 0.07), mouth)
 
 
 def fir_branches(points: Array, normals: Array, palette: Palette) -> Array:
@@ -95,8 +95,8 @@ def fir_branches(points: Array, normals: Array, palette: Palette) -> Array:
     shade, light, bark = palette
     x, y, z = points[0] - 0.34, points[1] - 0.40, points[2]
     angle = np.arctan2(y, x)
-    stripes = _step(np.sin(9 * angle + 6 * np.sin(7 * z)), 0.7)
-    leaves = _mix(shade, light, 0.8 * stripes)
+    stripes = step(np.sin(9 * angle + 6 * np.sin(7 * z)), 0.7)
+    leaves = mix(shade, light, 0.8 * stripes)
     trunk = (np.hypot(x, y) < 0.085) & (z < 0.15)
     return np.where(trunk, np.asarray(bark)[:, None], leaves)
 
@@ -105,7 +105,7 @@ def lemon_peel(points: Array, normals: Array, palette: Palette) -> Array:
     """A lemon along x with a mottled peel."""
     x, y, z = points
     mottle = np.sin(31 * x + 2 * np.sin(23 * y)) * np.sin(29 * y + 7 * z) * np.sin(27 * z + 1.0)
-    return _mix(palette[0], palette[1], _step(mottle - 0.1, 0.6))
+    return mix(palette[0], palette[1], step(mottle - 0.1, 0.6))
 
 
 def _soft_noise(directions: Array, frequency: float, seed: int) -> Array:
@@ -120,13 +120,13 @@ def meadow_and_sky(directions: Array) -> Array:
     """The far dome, from unit vectors (3, R): blue sky with clouds over hills and a meadow with flowers."""
     height = directions[2]
     hills = 0.07 + 0.05 * _soft_noise(np.stack([directions[0], directions[1], 0 * height]), 3.0, 1)
-    sky = _mix((0.80, 0.88, 0.95), (0.30, 0.55, 0.88), np.clip(height / 0.75, 0, 1) ** 0.8)
-    clouds = _step(_soft_noise(directions * np.array([[1.0], [1.0], [2.2]]), 2.6, 2) - 0.35, 0.9)
-    sky = _mix(sky, (0.97, 0.96, 0.95), 0.85 * clouds)
+    sky = mix((0.80, 0.88, 0.95), (0.30, 0.55, 0.88), np.clip(height / 0.75, 0, 1) ** 0.8)
+    clouds = step(_soft_noise(directions * np.array([[1.0], [1.0], [2.2]]), 2.6, 2) - 0.35, 0.9)
+    sky = mix(sky, (0.97, 0.96, 0.95), 0.85 * clouds)
     patches = 0.5 + 0.5 * np.clip(_soft_noise(directions, 5.0, 3), -1, 1)
-    meadow = _mix((0.28, 0.47, 0.18), (0.56, 0.66, 0.26), patches)
-    flowers = _step(_soft_noise(directions, 9.0, 4) - 0.9, 0.7)
-    meadow = _mix(meadow, (0.78, 0.74, 0.38), 0.6 * flowers)
-    far = _mix((0.33, 0.50, 0.40), (0.45, 0.58, 0.42), patches)
-    ground = _mix(far, meadow, _step(-height - 0.02, 0.12))
-    return _mix(ground, sky, _step(height - hills, 0.05))
+    meadow = mix((0.28, 0.47, 0.18), (0.56, 0.66, 0.26), patches)
+    flowers = step(_soft_noise(directions, 9.0, 4) - 0.9, 0.7)
+    meadow = mix(meadow, (0.78, 0.74, 0.38), 0.6 * flowers)
+    far = mix((0.33, 0.50, 0.40), (0.45, 0.58, 0.42), patches)
+    ground = mix(far, meadow, step(-height - 0.02, 0.12))
+    return mix(ground, sky, step(height - hills, 0.05))

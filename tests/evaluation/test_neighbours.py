@@ -10,7 +10,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 
 from csd_nerf.evaluation.neighbours import parallax_degrees, with_neighbours
-from csd_nerf.scenes.still_life import look_at
+from csd_nerf.scenes.casting import look_at
 
 
 def ring(degrees: list[float]) -> Cameras:

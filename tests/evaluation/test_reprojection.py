@@ -18,8 +18,9 @@ from csd_nerf.evaluation.reprojection import (
     reprojection_error,
     warp,
 )
+from csd_nerf.scenes.casting import look_at
 from csd_nerf.scenes.operators import TINT_HUES, tint
-from csd_nerf.scenes.still_life import look_at, orbit_cameras, render
+from csd_nerf.scenes.still_life import orbit_cameras, render
 
 
 def camera_matrices(poses: list[np.ndarray], focal: float, size: int) -> tuple[Tensor, Tensor]:
