@@ -7,7 +7,9 @@
 A variant is a name and, after a colon, settings of the pipeline: `NAME: option=value option=value`. The
 settings `steps`, `rate` (of Adam, constant), `first_rate` and `final_rate` are the trainer's. All edits run
 in this process, one after another, on one thread unless `--threads` says otherwise, so that the variants of a
-run compare. Seconds are CPU time of the steps alone, without start-up and measuring.
+run compare. Seconds are CPU time of the steps alone, without start-up and measuring. The change error is the
+reprojection error of what the edit changed, between all of `--compared` training views that show enough of
+the same, weighted by how much.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.captured_edits import CAPTIONED, colour_distance, instruction, painted_photos  # noqa: E402
 from csd_nerf import threads as kernel_threads  # noqa: E402
 from csd_nerf.evaluation.pixels import load_lpips, lpips, psnr  # noqa: E402
+from csd_nerf.evaluation.reprojection import PosedPictures, change_of, reprojection_error  # noqa: E402
 from csd_nerf.evaluation.structure import edge_correlation  # noqa: E402
+from csd_nerf.nerf.depth_renders import render_with_depth  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
 from csd_nerf.nerf.sheets import save_png, sheet  # noqa: E402
 from csd_nerf.scenes.operators import (  # noqa: E402
@@ -43,6 +47,11 @@ from csd_nerf.scenes.operators import (  # noqa: E402
     hue_and_chroma,
 )
 from csd_nerf.settings_files import set_options  # noqa: E402
+
+COMPARED_SIZE = 64
+"""Side, in pixels, of the views that the change error compares."""
+LEAST_COVERAGE = 0.05
+"""Share of common points from which two views are compared."""
 
 
 @dataclass
@@ -63,6 +72,8 @@ class Options:
     """Of the edits."""
     size: int = 128
     """Side of the evaluation renders, in pixels."""
+    compared: int = 0
+    """Training views, spread evenly, between which the change error is measured; 0 does without."""
     points: int = 1
     """How often an edit is measured on its way, evenly; the end is one of them."""
     threads: int = 1
@@ -100,6 +111,9 @@ def run(
     cameras, indices = pipeline.datamanager.eval_cameras(options.size, options.size, 1000)
     photos = pipeline.datamanager.eval_photos(indices, options.size, options.size).cpu()
     before = pipeline.draw(cameras)
+    places = pipeline.datamanager.train_cameras(COMPARED_SIZE, COMPARED_SIZE)
+    places = places[torch.linspace(0, len(places) - 1, options.compared).round().long()]
+    geometry = render_with_depth(pipeline.model, places) if options.compared else None
     optimizers = Optimizers(copy.deepcopy(config.optimizers), pipeline.get_param_groups())
     measured, seconds = [], 0.0
     at = {round(steps * (point + 1) / options.points) for point in range(options.points)}
@@ -115,6 +129,10 @@ def run(
         if step + 1 in at:
             after = pipeline.draw(cameras)
             figures = measure(edit, photos, before, after, network)
+            if geometry is not None:
+                change = change_of(geometry, render_with_depth(pipeline.model, places))
+                figures["change_error"] = round(change_error(change), 4)
+                figures["change"] = round(float(change.images.abs().mean()), 4)
             measured.append(
                 {"seconds": round(seconds, 2), "unet_evaluations": pipeline.unet_evaluations, **figures}
             )
@@ -123,6 +141,15 @@ def run(
         rows.append(OPERATORS[edit].apply(photos[:5]))
     save_png(sheet(rows), options.out / f"{edit}-{options.method}-{name}-{seed}.png")
     return measured
+
+
+def change_error(change: PosedPictures) -> float:
+    """How far the changes of common points differ between views, 0..1."""
+    count = len(change.images)
+    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+    found = reprojection_error(change, pairs)
+    enough = found.coverage >= LEAST_COVERAGE
+    return float((found.errors * found.coverage)[enough].sum() / found.coverage[enough].sum())
 
 
 def configured(options: Options, edit: str, seed: int, settings: str) -> Any:
