@@ -28,7 +28,6 @@ from csd_nerf.distillation import (
     svgd,
     weight,
 )
-from csd_nerf.distillation.correspondence import Correspondence
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
 
@@ -359,23 +358,6 @@ def test_shared_noise_gives_equal_views_equal_gradients(tiny_prior: Prior, edit_
     torch.testing.assert_close(shared, shared[:1].expand_as(shared), rtol=0, atol=1e-4)
     own = run(ObjectiveConfig(noise="per-particle"), tiny_prior, alike).gradient
     assert (own - own[:1]).abs().max() > 1e-2
-
-
-def test_views_from_one_place_share_through_depth_as_they_do_without(
-    tiny_prior: Prior, edit_views: Views
-) -> None:
-    height, width = edit_views.latents.shape[2:]
-    count = height * width
-    everywhere = Correspondence(
-        torch.arange(count).expand(N, N, -1), torch.ones(N, N, count, dtype=torch.bool)
-    )
-    plain, carried = (
-        run(ObjectiveConfig(transport=transport), tiny_prior, edit_views, correspondence=everywhere).gradient
-        for transport in ("svgd", "svgd-carried")
-    )
-    torch.testing.assert_close(carried, plain, rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match="needs the depth of a scene"):
-        run(ObjectiveConfig(transport="svgd-carried"), tiny_prior, edit_views)
 
 
 def test_same_seed_same_gradient(tiny_prior: Prior, edit_views: Views) -> None:

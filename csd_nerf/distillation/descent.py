@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.correspondence import Correspondence
 from csd_nerf.distillation.objective import Distilled, Objective
 from csd_nerf.errors import check
 
@@ -84,7 +83,6 @@ def edit_latents(
     source_prompt: str = "",
     first_step: int = 0,
     of_steps: int | None = None,
-    correspondence: Correspondence | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[int, Distilled, Tensor], None] | None = None,
 ) -> Float[Tensor, "n c h w"]:
@@ -97,7 +95,7 @@ def edit_latents(
         latents: scaled latents to start from: `source`, or those of an edit so far.
         source: scaled latents of the unedited pictures, `prior.encode`.
         condition: `prior.condition` of the unedited pictures.
-        prompt, source_prompt, correspondence, generator: see `Objective.gradient`.
+        prompt, source_prompt, generator: see `Objective.gradient`.
         descent: steps and learning rate. With 0 steps the latents come back as they are.
         first_step, of_steps: where in a longer edit these steps are, for annealed timesteps and a rate that
             grows: the number of the first (0-based), and how many there are in all; None is these alone.
@@ -129,7 +127,6 @@ def edit_latents(
             source_prompt=source_prompt,
             step=first_step + step,
             max_steps=of_steps or descent.steps,
-            correspondence=correspondence,
             generator=generator,
         )
         rate = descent.rate(step, first_step=first_step, of_steps=of_steps)

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.correspondence import Correspondence
 from csd_nerf.distillation.features import load_feature
 from csd_nerf.distillation.residuals import (
     PUBLISHED_WEIGHTING,
@@ -52,9 +51,8 @@ class ObjectiveConfig:
     eta: Literal["rising"] | float = "rising"
     """Of dvrf: rising from 0 to 1 over the edit, as published, or a number between; 0 pulls back to the
     source the most, 1 is FlowEdit's direction, without a pull."""
-    transport: Literal["svgd", "svgd-carried", "independent"] = "svgd"
-    """How views share their scores: svgd makes them agree on one edit, svgd-carried shares what other views
-    say of the same points of the scene, independent edits each by itself."""
+    transport: Literal["svgd", "independent"] = "svgd"
+    """How views share their scores: svgd makes them agree on one edit, independent edits each by itself."""
     kernel: Literal["rbf", "imq"] = "rbf"
     """SVGD kernel: rbf (Gaussian, as published) or imq (inverse multiquadric, by which far views share
     more)."""
@@ -79,9 +77,8 @@ class ObjectiveConfig:
     timesteps: Literal["uniform", "visited", "annealed"] = "uniform"
     """Draw every step's noise level at random, evenly or as often as the prior's own sampler visits it (which
     differs for models of flow matching), or lower it steadily from most to least over the edit."""
-    noise: Literal["per-particle", "shared", "view-consistent"] = "per-particle"
-    """One noise for each view, one for all of them, or one by which a point of the scene has the same noise
-    in all views that show it. Target and source of a view always share theirs."""
+    noise: Literal["per-particle", "shared"] = "per-particle"
+    """One noise for each view, or one for all of them. Target and source of a view always share theirs."""
     text_guidance: float = 7.5
     """How strongly the prompt is followed. A model with guidance distilled into it has its own."""
     image_guidance: float = 1.5
@@ -89,23 +86,13 @@ class ObjectiveConfig:
     structure: StructureConfig = field(default_factory=StructureConfig)
     """What holds the edit to the source's layout."""
 
-    @property
-    def asks_where(self) -> bool:
-        """Whether a step must be told where the views show the same points."""
-        return self.transport == "svgd-carried" or self.noise == "view-consistent"
-
-    def check(self, *, particles: int, source_prompt: str, knows_where: bool = False) -> None:
+    def check(self, *, particles: int, source_prompt: str) -> None:
         """Refuse settings that contradict each other.
-
-        Args:
-            particles: views of a step.
-            source_prompt: description of the source.
-            knows_where: whether steps are told where the views show the same points.
 
         Raises:
             InputError: timesteps out of order, an eta out of range, a bandwidth that does not suit the number
-                of views, a structure loss without sense, no `source_prompt` for a residual that compares
-                with one, or a noise or transport that goes through the depth of a scene where nothing does.
+                of views, a structure loss without sense, or no `source_prompt` for a residual that compares
+                with one.
         """
         _timestep_range(self)
         check(
@@ -115,24 +102,9 @@ class ObjectiveConfig:
             got=self.eta,
         )
         self.structure.check()
-        if self.transport != "independent":
+        if self.transport == "svgd":
             check_bandwidth(self.bandwidth, particles)
         check_source_prompt(self.residual, source_prompt)
-        self.check_where(knows_where)
-
-    def check_where(self, known: bool) -> None:
-        """See that what goes through the depth of a scene has one.
-
-        Raises:
-            InputError: it has none.
-        """
-        check(
-            known or not self.asks_where,
-            "noise or transport that needs the depth of a scene",
-            expected="an edit of a trained scene by --pipeline.route loop and --pipeline.edit descend",
-            got=f"transport {self.transport}, noise {self.noise} elsewhere",
-            hint="take the transport svgd and the noise per-particle",
-        )
 
 
 @dataclass(frozen=True)
@@ -183,7 +155,7 @@ class Objective:
             flow=prior.schedule.is_flow,
         )
         check_structure(config.structure, prior)
-        self._feature = load_feature(config.distance, prior) if config.transport != "independent" else None
+        self._feature = load_feature(config.distance, prior) if config.transport == "svgd" else None
 
     def draw_timestep(
         self, *, step: int = 0, max_steps: int = 1, generator: torch.Generator | None = None
@@ -214,7 +186,6 @@ class Objective:
         step: int = 0,
         max_steps: int = 1,
         timestep: int | None = None,
-        correspondence: Correspondence | None = None,
         generator: torch.Generator | None = None,
     ) -> Distilled:
         """The gradient `w(t) * transport(residuals, noisy latents)` of the views, for descent.
@@ -234,16 +205,14 @@ class Objective:
                 need it, a structure loss looks at the source with it.
             step, max_steps: place in the edit, 0-based; used by annealed timesteps and a rising eta only.
             timestep: to distil at, an index into the prior's schedule; None draws it.
-            correspondence: where the views show the same points, for settings that ask for it.
             generator: source of the timestep and the noise.
 
         Raises:
             NonFiniteResidual: the prior returned NaN or infinity.
             InputError: a bandwidth that does not suit the number of views; no source prompt for a residual
-                that compares with one; no correspondence for settings that ask for one.
+                that compares with one.
         """
         config, prior = self.config, self.prior
-        config.check_where(correspondence is not None)
         check_source_prompt(config.residual, source_prompt)
         t = timestep
         if t is None:
@@ -256,7 +225,7 @@ class Objective:
             latents=latents.detach().float(),
             source=source.float(),
             condition=condition,
-            noise=self._noise(latents, correspondence, generator),
+            noise=self._noise(latents, generator),
             t=t,
             target_text=target_text,
             source_text=source_text,
@@ -274,18 +243,12 @@ class Objective:
             "residual_rms": residuals.square().mean().sqrt().item(),
         }
         particles = prior.schedule.add_noise(views.latents, views.noise, t)
-        if config.transport != "independent":
+        if config.transport == "svgd":
             # A picture is one of clean latents: with a feature they are the particles.
             features, pull_back = described(views.latents if self._feature else particles, self._feature)
             kernel, repulsion = stein_kernel(features, config.bandwidth, config.kernel)
             direction = stein_direction(
-                residuals,
-                features,
-                kernel,
-                repulsion,
-                config.normalize_kernel,
-                pull_back,
-                correspondence if config.transport == "svgd-carried" else None,
+                residuals, features, kernel, repulsion, config.normalize_kernel, pull_back
             )
             statistics["kernel_offdiagonal_mean"] = _offdiagonal_mean(kernel)
         else:
@@ -304,15 +267,10 @@ class Objective:
         statistics["gradient_rms"] = gradient.square().mean().sqrt().item()
         return Distilled(gradient, t, statistics)
 
-    def _noise(
-        self, latents: Tensor, correspondence: Correspondence | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def _noise(self, latents: Tensor, generator: torch.Generator | None) -> Tensor:
         shape = (1 if self.config.noise == "shared" else len(latents), *latents.shape[1:])
         device = generator.device if generator is not None else latents.device
-        noise = torch.randn(shape, generator=generator, device=device).to(latents.device)
-        if correspondence is not None and self.config.noise == "view-consistent":
-            noise = correspondence.carry_noise(noise)
-        return noise.expand_as(latents)
+        return torch.randn(shape, generator=generator, device=device).to(latents.device).expand_as(latents)
 
 
 def check_source_prompt(residual: str, source_prompt: str) -> None:

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.correspondence import Correspondence
 from csd_nerf.errors import check
 
 Bandwidth = Literal["median", "paper"] | float
@@ -119,27 +118,18 @@ def stein_direction(
     repulsion: Float[Tensor, "n n"],
     normalize: bool,
     pull_back: Callable[[Tensor], Tensor],
-    correspondence: Correspondence | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """The direction of `svgd` for given kernel matrices K and R, see `stein_kernel` and `described`.
-
-    With a correspondence of the views the scores are those that `Correspondence.carry` finds in the pixels of
-    view i, `g_i = a_i [ sum_j K_ij s_(j -> i) - ... ]`.
-    """
+    """The direction of `svgd` for given kernel matrices K and R, see `stein_kernel` and `described`."""
     row = similarity.sum(1, keepdim=True) if normalize else len(similarity)
     similarity, repulsion = similarity / row, repulsion / row
 
+    scores = residuals.flatten(1).double()  # (N, D)
     x = features.flatten(1).double()
     x = x - x.mean(0)  # leaves the differences as they are and spares their digits below
     # sum_j R_ij (x_i - x_j), without the (N, N, D) differences
     repelled = x * repulsion.sum(1, keepdim=True) - repulsion @ x
     repelled = pull_back(repelled.view_as(features)).flatten(1).double()
-    if correspondence is None:
-        shared = similarity @ residuals.flatten(1).double()
-    else:
-        carried = correspondence.carry(residuals).flatten(2).double()  # (N, N, D)
-        shared = torch.einsum("ij,ijd->id", similarity, carried)
-    return (shared - repelled).view_as(residuals).to(residuals.dtype)
+    return (similarity @ scores - repelled).view_as(residuals).to(residuals.dtype)
 
 
 def stein_kernel(

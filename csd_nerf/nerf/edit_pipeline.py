@@ -31,7 +31,6 @@ from torch.nn import Parameter
 
 from csd_nerf import ranks
 from csd_nerf.cameras import CameraSampler, PathSampler, turntable_cameras, view_size
-from csd_nerf.distillation.correspondence import Correspondence
 from csd_nerf.distillation.descent import DescentConfig
 from csd_nerf.distillation.objective import Objective, ObjectiveConfig
 from csd_nerf.distillation.relevance import relevance
@@ -41,7 +40,6 @@ from csd_nerf.distillation.transport import check_bandwidth
 from csd_nerf.errors import InputError, check, check_at_least, option
 from csd_nerf.nerf.before import SceneBefore
 from csd_nerf.nerf.candidate import Candidate, read_candidate, read_pictures
-from csd_nerf.nerf.correspondences import correspondence_of
 from csd_nerf.nerf.datamanager import EditDataManager, EditDataManagerConfig
 from csd_nerf.nerf.edit_ahead import EditAhead
 from csd_nerf.nerf.edit_controls import EditControls
@@ -282,11 +280,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
         check_strength(self.strength, option("pipeline.strength"))
         self._check_translator()
         if self.distils:
-            self.objective.check(
-                particles=self.particles or 1000,
-                source_prompt=self.source_prompt,
-                knows_where=self.route == "loop",
-            )
+            self.objective.check(particles=self.particles or 1000, source_prompt=self.source_prompt)
             self.descent.check("--pipeline.descent.")
         else:
             check_at_least("pipeline.sampling.steps", self.sampling.steps, 1)
@@ -298,7 +292,6 @@ class EditPipelineConfig(PromptedPipelineConfig):
                 expected="latents, which are all that flow-edit compares",
                 got=self.objective.distance,
             )
-            self.objective.check_where(False)
             if self.objective.transport == "svgd":
                 check_bandwidth(self.objective.bandwidth, self.particles or 1000)
 
@@ -594,9 +587,6 @@ class EditPipeline(PromptedPipeline):
             self.datamanager.rays_per_step = views * height * width
         else:
             self._edit.edit = EDITS[config.edit](config, prior)
-            if config.objective.asks_where:
-                size = (height // prior.vae_factor, width // prior.vae_factor)
-                self._edit.latent_rays = PixelRays(self.datamanager.train_cameras(*size))
             if isinstance(prior, Elsewhere):
                 self._edit.ahead = EditAhead(self._edit.edit, torch.device(self.device))
             self.datamanager.rays_per_step = manager.train_num_rays_per_batch
@@ -658,12 +648,6 @@ class EditPipeline(PromptedPipeline):
         """Training views of the scene as it is now (N, 3, H, W), 0..1; latents of their source pictures, and
         what the prior is shown of these."""
         return draw(self.model, self._begun().rays, indices), *self._source_latents(indices)
-
-    def correspondence(self, indices: list[int]) -> Correspondence | None:
-        """Where training views show the same points of the scene as it is now; None where the edit does not
-        ask."""
-        rays = self._begun().latent_rays
-        return None if rays is None else correspondence_of(self.model, rays, indices)
 
     @torch.no_grad()
     def find_relevant(self, prompt: str) -> None:
@@ -788,7 +772,6 @@ class EditPipeline(PromptedPipeline):
             guidance=self._guidance(),
             number=number,
             rounds=rounds,
-            correspondence=self.correspondence(indices),
             generator=None if seed is None else torch.Generator().manual_seed(seed),
         )
 
@@ -1171,7 +1154,6 @@ class RunningEdit(Running):
         sampler: which training views a step takes.
         clip_views: how many of these, one after the other, are a clip; 0 where each is a picture.
         rays: of all training cameras, cropped to the shape of the views.
-        latent_rays: the same through the middles of their latents, where the edit asks what they show.
         height, width: of the views, in pixels.
         source_weights: of the scene before the edit, on the CPU.
         source_latents: latents of the source photos, and `Prior.condition` of them or of the source scene's
@@ -1197,7 +1179,6 @@ class RunningEdit(Running):
     source_weights: dict[str, Tensor]
     targets: Targets
     fit: Fit
-    latent_rays: PixelRays | None = None
     edit: Edit | None = None
     ahead: EditAhead | None = None
     objective: Objective | None = None

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.correspondence import Correspondence
 from csd_nerf.distillation.descent import edit_latents
 from csd_nerf.distillation.flow_edit import check_flow_edit, flow_edit
 from csd_nerf.distillation.objective import Objective
@@ -43,7 +42,6 @@ class RoundViews:
         guidance: scales of both kinds.
         number: of the round, 0-based.
         rounds: of the whole edit.
-        correspondence: where the views show the same points, for objectives that ask for it.
         generator: source of all that is random in the edit; None is torch's own.
     """
 
@@ -54,7 +52,6 @@ class RoundViews:
     guidance: Guidance
     number: int
     rounds: int
-    correspondence: Correspondence | None = None
     generator: torch.Generator | None = None
 
     @property
@@ -104,7 +101,6 @@ def descend(settings: EditPipelineConfig, prior: Prior) -> Edit:
             descent=descent,
             first_step=views.number * descent.steps,
             of_steps=views.rounds * descent.steps,
-            correspondence=views.correspondence,
             generator=views.generator,
         )
         return views.images + as_pictures(prior.decode(end) - prior.decode(start))

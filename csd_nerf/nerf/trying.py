@@ -65,7 +65,6 @@ class ViewsToTry:
         views_per_round = config.particles or len(pipeline.datamanager.train_dataset)
         self._rounds_kept = max(1, config.kept_views // views_per_round)
         self._edit = descend(config, pipeline.running_prior())
-        self._correspondence = pipeline.correspondence(self.indices)
 
     def ask(self, prompt: str, guidance: Guidance, seed: int) -> Tried:
         """Edit the views, in all the rounds of the method.
@@ -95,7 +94,6 @@ class ViewsToTry:
                     guidance=guidance,
                     number=number,
                     rounds=rounds,
-                    correspondence=self._correspondence,
                     generator=generator,
                 )
                 targets.append(self._edit(asked).clamp(0, 1))

@@ -136,24 +136,6 @@ def test_a_killed_edit_resumes_to_the_same_scene_and_pictures(method: str, small
     assert pipeline.unet_evaluations == whole.unet_evaluations
 
 
-THROUGH_DEPTH = {
-    "pipeline__objective__noise": "view-consistent",
-    "pipeline__objective__transport": "svgd-carried",
-}
-
-
-def test_an_edit_that_goes_through_depth_resumes_to_the_same_pictures(small: Make) -> None:
-    whole = run(small("csd-edit", **THROUGH_DEPTH)).pipeline
-    found = whole.correspondence([0, 1, 2])
-    assert 0.1 < found.seen[0, 1].float().mean() < 1  # the views overlap, and not everywhere
-    folder = run_until_killed(small("csd-edit", **THROUGH_DEPTH, timestamp="killed"), step=8)
-    resumed = run(small("csd-edit", load_dir=folder, prompt=None, timestamp="resumed"))
-    assert resumed._start_step == 7
-    assert torch.equal(resumed.pipeline._edit.targets.pictures, whole._edit.targets.pictures)
-    plain = run(small("csd-edit", timestamp="plain")).pipeline
-    assert not torch.equal(plain._edit.targets.pictures, whole._edit.targets.pictures)
-
-
 def test_gone_on_with_after_its_end_it_is_a_whole_run_again(small: Make) -> None:
     ended = run(small("csd-edit", max_num_iterations=4))
     again = run(small("csd-edit", load_dir=ended.base_dir, prompt=None, timestamp="on", max_num_iterations=4))
@@ -423,8 +405,6 @@ def test_lpips_without_weights_is_refused(small: Make, tmp_path: Path, monkeypat
         ("csd-edit", {"pipeline__kept_views": 2}, "at least 3, the views of a round"),
         ("csd-edit-dataset", {"pipeline__descent__learning_rate": -1.0}, "--pipeline.descent.learning-rate"),
         ("csd-edit-dataset", {"pipeline__objective__residual": "dds"}, "--pipeline.source-prompt"),
-        ("csd-edit", {**THROUGH_DEPTH, "pipeline__route": "gradient"}, "needs the depth of a scene"),
-        ("csd-edit", {**THROUGH_DEPTH, "pipeline__edit": "flow-edit"}, "needs the depth of a scene"),
         ("in2n-baseline", {"pipeline__sampling__steps": 0}, "--pipeline.sampling.steps"),
         ("in2n-baseline", {"pipeline__sampling__min_timestep": 0.99}, "range of timesteps"),
         ("in2n-baseline", {"pipeline__lpips_weight": 0.5}, "do without LPIPS"),
