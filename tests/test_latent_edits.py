@@ -22,7 +22,8 @@ from csd_nerf.distillation import (
 )
 from csd_nerf.errors import InputError
 from csd_nerf.priors import Prior
-from csd_nerf.scenes.operators import OPERATORS
+from csd_nerf.scenes.interiors import ROOM_SCENE
+from csd_nerf.scenes.operators import OPERATORS, TINT_INSTRUCTION, circular_deviation, hue_and_chroma
 from csd_nerf.scenes.still_life import orbit_cameras, render
 
 Pictures = torch.Tensor
@@ -137,6 +138,25 @@ def test_night_falls_in_latent_space(tiny_prior: Prior) -> None:
     )  # fmt: skip
     before = (photos - answer).square().mean()
     assert (tiny_prior.decode(edited) - answer).square().mean() < before / 4
+
+
+def test_views_that_see_nothing_of_each_other_agree_more_where_they_share(tiny_prior: Prior) -> None:
+    cameras = ROOM_SCENE.cameras(60, size=64)[1::15]  # a wall each
+    rendered = [ROOM_SCENE.render(camera, samples_per_side=2).rgb for camera in cameras]
+    photos = torch.from_numpy(np.stack(rendered)).permute(0, 3, 1, 2)
+    source, condition = tiny_prior.encode(photos), tiny_prior.condition(photos)
+
+    def spread(**sharing: Any) -> float:
+        config = ObjectiveConfig(min_timestep=0.02, max_timestep=0.6, text_guidance=3.5, **sharing)
+        edited = edit_latents(
+            Objective(config, tiny_prior), source, source, condition, prompt=TINT_INSTRUCTION,
+            descent=DescentConfig(steps=20, learning_rate=1.0, decay=1.0),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return circular_deviation(hue_and_chroma(tiny_prior.decode(edited).clamp(0, 1))[0])
+
+    apart = spread(transport="independent")
+    assert apart > 70 and spread(kernel="imq") < 0.7 * apart
 
 
 @pytest.mark.parametrize("wrong", [{"steps": -1}, {"learning_rate": 0.0}, {"decay": 1.5}, {"stairs": 0}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from prior_folders import save_flux2_klein, save_flux_kontext
 
+from csd_nerf.evaluation.reprojection import PosedPictures
 from csd_nerf.nerf.methods import METHODS
 from csd_nerf.priors.memory import Load, loaded_bytes
 
@@ -49,6 +51,16 @@ def test_a_step_is_timed_by_its_parts(route: str, parts: set[str]) -> None:
         assert times["step"] == pytest.approx(
             times["round"] / fits + times["fit"] + times["backward"] + times["optimizer"]
         )
+
+
+def test_a_change_that_views_disagree_about_has_an_error() -> None:
+    curves = runpy.run_path(str(BENCHMARKS / "edit_curves.py"), run_name="not_main")
+    camera = torch.eye(3, 4).expand(2, -1, -1)
+    lens = torch.tensor([[8.0, 0, 4], [0, 8, 4], [0, 0, 1]]).expand(2, -1, -1)
+    agreed = PosedPictures(torch.full((2, 3, 8, 8), 0.3), torch.ones(2, 8, 8), camera, lens)
+    opposed = dataclasses.replace(agreed, images=agreed.images * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+    assert curves["change_error"](agreed) == pytest.approx(0, abs=1e-6)
+    assert curves["change_error"](opposed) == pytest.approx(0.6)
 
 
 @pytest.fixture
