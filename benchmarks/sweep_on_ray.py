@@ -33,6 +33,7 @@ OF_THE_MOMENT = ("seconds", "peak_memory_mib")
 TIMES = re.compile(r"<tr><th>(?:time|peak memory \[MiB\])</th>.*?</tr>")
 ADDRESS = Path("/tmp/ray/ray_current_cluster")
 """Of this machine's cluster. A head that is killed leaves it, and who asks for any cluster waits for that."""
+AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
@@ -61,9 +62,10 @@ def main(options: Options) -> None:
             name = name_of(scene)
             command = begun(options, "on_ray", scene, "--ray", address, "--memory-per-edit", "1")
             killed = kill(options.output / "on_ray" / name, command, places)
+            at_a_time = most_at_a_time(command, places)
             wait_for(command)
             found = difference(options.output / "alone" / name, options.output / "on_ray" / name)
-            outcome.append({"killed": killed, **found})
+            outcome.append({"killed": killed, "most_commands_at_a_time": at_a_time, **found})
             print(json.dumps(outcome[-1], indent=1), flush=True)
             (options.output / "sweep.json").write_text(json.dumps(outcome, indent=1) + "\n")
 
@@ -104,16 +106,8 @@ def machines() -> Iterator[tuple[str, list[Process]]]:
         for place in ([*head, "--include-dashboard", "false"], ["--address", address]):
             words = [PROGRAMS / "ray", "start", *place, "--num-cpus", "1", "--num-gpus", "0"]
             words += ["--memory", str(2**32), "--object-store-memory", str(10**8), "--block"]
-            for agent in (
-                "dashboard-agent-grpc",
-                "dashboard-agent-listen",
-                "runtime-env-agent",
-                "metrics-export",
-            ):
-                words += [
-                    f"--{agent}-port",
-                    str(free_port()),
-                ]  # else Ray waits for them half a minute at most
+            for port_of in AGENTS:  # else Ray waits for them, half a minute at most
+                words += [f"--{port_of}-port", str(free_port())]
             started.append(subprocess.Popen(words, start_new_session=True, stdout=subprocess.PIPE))
             wait_until_it_runs(started[-1])
         yield address, started
@@ -170,16 +164,32 @@ def wait_for_an_edit(folder: Path, command: Process, places: Sequence[Process]) 
     """
     while command.poll() is None:
         time.sleep(0.2)
-        for process in [p for place in places for p in psutil.Process(place.pid).children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                words = process.cmdline()
-                if "--experiment-name" not in words:
-                    continue
+        for process, words in commands_under_way(places):
+            if "--experiment-name" in words:
                 method = next(word for word in words if word in METHODS)
                 run = Path("runs", words[words.index("--experiment-name") + 1], method, "seed-0")
                 if list((folder / run / "nerfstudio_models").glob("*.ckpt")):
                     return process, str(run)
     raise SystemExit(f"{folder} ended before anything could be killed")
+
+
+def most_at_a_time(command: Process, places: Sequence[Process]) -> int:
+    """How many commands of edits were under way at once, at most, until the sweep ended."""
+    most = 0
+    while command.poll() is None:
+        time.sleep(0.2)
+        most = max(most, len(list(commands_under_way(places))))
+    return most
+
+
+def commands_under_way(places: Sequence[Process]) -> Iterator[tuple[psutil.Process, list[str]]]:
+    """What the workers of some machines run, and its words."""
+    for place in places:
+        if place.poll() is None:
+            for worker in psutil.Process(place.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if worker.name().startswith("ray::_work"):
+                        yield from ((command, command.cmdline()) for command in worker.children())
 
 
 def difference(alone: Path, on_ray: Path) -> dict[str, Any]:

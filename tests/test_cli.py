@@ -41,6 +41,19 @@ def test_help_lists_the_subcommands_and_imports_nothing_heavy() -> None:
     assert "loaded: set()" in done.stdout
 
 
+def test_nothing_of_ray_is_needed_or_imported() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['ray'] = None  # whoever imports it fails, as without the extra\n"
+        "from csd_nerf.cli import main\n"
+        "try: main(['compare', '--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print('loaded:', [name for name in sys.modules if name.partition('.')[0] == 'ray'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--ray" in done.stdout and "loaded: ['ray']" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [(), ("no-such-command",), ("demo", "--no-such-option")])
 def test_what_is_no_command_is_refused(arguments: tuple[str, ...], capsys: Any) -> None:
     assert exit_status(*arguments) == 2

@@ -103,6 +103,18 @@ def test_the_measures_know_nothing_of_scenes():
     assert not wrong, f"evaluation imports nerf: {sorted(wrong)}"
 
 
+def test_ray_is_imported_where_it_is_asked_for_alone():
+    trees = {file.name: ast.parse(file.read_text(encoding="utf8")) for file in PACKAGE.rglob("*.py")}
+    assert [name for name, tree in trees.items() if any(map(names_ray, executed(tree)))] == ["on_ray.py"]
+    assert not any(map(names_ray, trees["on_ray.py"].body)), "and there in functions alone"
+
+
+def names_ray(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name.partition(".")[0] == "ray" for alias in node.names)
+    return isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "ray"
+
+
 def test_a_circle_through_a_function_is_found(tmp_path):
     package = package_of(
         tmp_path,

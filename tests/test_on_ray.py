@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +17,8 @@ import yaml
 from rich.console import Console
 
 from csd_nerf.comparison.live import LiveTable
-from csd_nerf.comparison.on_ray import Cluster, Needs
+from csd_nerf.comparison.on_ray import Cluster, Letter, Needs, _work
+from csd_nerf.demo import child
 from csd_nerf.demo.demo_settings import Progress
 from csd_nerf.demo.stages import Stage
 
@@ -103,6 +105,32 @@ def test_a_job_whose_worker_died_goes_on_and_one_that_fails_is_not_tried_again(
         time.seconds > 0 for time in records.values()
     )
     assert sorted(start for _, start in table.begun) == [0, 0, 0, 2], "one went on from where its files ended"
+
+
+def test_a_worker_waits_for_nobody_and_leaves_its_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray lends the cores of a worker that waits for an answer to other jobs."""
+    monkeypatch.setitem(sys.modules, "ray", None)  # of which it would ask for the answer
+    monkeypatch.setattr(child, "_begin", None)
+    settings: Any = None
+    job = tuple(Counting(tmp_path, settings, name, 2) for name in ("first", "second"))
+    letters: list[Letter] = []
+    mailbox = SimpleNamespace(put=SimpleNamespace(remote=letters.append))
+    assert f"{tmp_path} is not there" in str(_work(0, job, mailbox).reason)
+    (tmp_path / "settings.json").touch()
+    (tmp_path / "first.txt").write_text("2")
+
+    outcome = _work(0, job, mailbox)
+    assert outcome.reason is None and all(stage.finished() for stage in job)
+    assert outcome.records.keys() == {"second"} and outcome.records["second"].seconds > 0
+    assert letters[0] == Letter(0, "second", begins=True)
+    assert letters[-1].record == outcome.records["second"]
+
+    fails = Counting(tmp_path, settings, "third", 6)
+    (tmp_path / "a-worker-is-dead").touch()
+    outcome = _work(1, (fails, Counting(tmp_path, settings, "fourth")), mailbox)
+    assert "there is no number after 5" in str(outcome.reason) and outcome.records.keys() == {"third"}
 
 
 def test_the_cluster_of_the_documentation_is_one_that_ray_takes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -12,9 +13,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from csd_nerf.comparison.jobs import Job
-from csd_nerf.demo.stages import Stage
 from csd_nerf.display import minutes
+
+if TYPE_CHECKING:
+    from csd_nerf.comparison.jobs import Job
+    from csd_nerf.demo.stages import Stage
 
 
 class LiveTable:

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -166,17 +166,21 @@ class Cluster:
         while waiting:
             ended, _ = self._ray.wait(list(waiting), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
             for letter in self._ray.get(self._mailbox.take.remote()):
-                _read(letter, stages[letter.key], progress, table)
+                if letter.job in waiting.values():  # a late one knows less than the outcome
+                    _read(letter, stages[letter.key], progress, table)
             for task in ended:
-                done(waiting.pop(task), self._outcome(task))
+                outcome = self._outcome(task)
+                progress.records.update(outcome.records)
+                progress.save()
+                done(waiting.pop(task), outcome.reason)
 
-    def _outcome(self, task: Any) -> str | None:
-        """Why a task failed; None of one that did not."""
+    def _outcome(self, task: Any) -> Outcome:
         try:
-            outcome: str | None = self._ray.get(task)
+            outcome: Outcome = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            return "\n".join([f"Its worker died {RETRIES + 1} times, or could not begin.", *lines[-5:]])
+            reason = f"Its worker died {RETRIES + 1} times, or could not begin."
+            return Outcome("\n".join([reason, *lines[-5:]]))
         return outcome
 
 
@@ -214,6 +218,19 @@ class Letter:
     record: StageRecord | None = None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        reason: why it failed; None of one that did not.
+        records: of the times of the stages that its last worker did.
+    """
+
+    reason: str | None = None
+    records: dict[str, StageRecord] = field(default_factory=dict)
+
+
 class _Mailbox:
     """Letters, in their order, until they are taken."""
 
@@ -248,34 +265,37 @@ class _Correspondent(Progress):
             self._send(Letter(self._job, stage.key, record=dataclasses.replace(self[stage.key])))
 
     def save(self) -> None:
-        """Nothing: times are sent with the steps, and in `close`."""
+        """Nothing: times are sent with the steps, and come with the outcome of the job."""
 
-    def close(self) -> None:
-        """Send the time of the newest stage, and wait until all letters are there."""
-        import ray
+    def close(self) -> StageRecord:
+        """The time of the newest stage, which is sent as well, should this worker die before the job is done.
 
+        Nobody waits for the letter: Ray would lend the core of who waits to another job.
+        """
         record = dataclasses.replace(self[self._stage])
-        ray.get(self._mailbox.put.remote(Letter(self._job, self._stage, record=record)))
+        self._send(Letter(self._job, self._stage, record=record))
+        return record
 
     def _send(self, letter: Letter) -> None:
         self._mailbox.put.remote(letter)
 
 
-def _work(job: int | None, stages: Sequence[Stage], mailbox: Any) -> str | None:
-    """Do what is left of a job, in a worker; returns why it failed, if it did."""
+def _work(job: int | None, stages: Sequence[Stage], mailbox: Any) -> Outcome:
+    """Do what is left of a job, in a worker."""
     end_commands_with_this_process()
     folder = stages[0].folder
     if not (folder / "settings.json").exists():
-        return (
+        return Outcome(
             f"{folder} is not there on {socket.gethostname()}: --output, --data and --load-dir must be in a "
             "folder that all machines share, by the same name."
         )
+    records: dict[str, StageRecord] = {}
     for stage in stages:
         if stage.finished():  # before the worker died that began the job
             continue
         correspondent = _Correspondent(job, folder, mailbox)
         reason = run_stages([stage], correspondent, correspondent)
-        correspondent.close()
+        records[stage.key] = correspondent.close()
         if reason is not None:
-            return reason
-    return None
+            return Outcome(reason, records)
+    return Outcome(records=records)

@@ -54,6 +54,7 @@ class GenerateTrainerConfig(PromptedTrainerConfig):
                 hint="leave --data out; to change a captured scene, train it and use `ns-train csd-edit`",
             )
         self._check_prompt("what to generate, in words", "a corgi")
+        self._check_processes()
         self._check_options()
         self._check_prior()
         self._settle_implementation()

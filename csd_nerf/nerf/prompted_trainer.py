@@ -76,7 +76,6 @@ class PromptedTrainerConfig(SceneTrainerConfig):
     def _check_options(self) -> None:
         """Refuse numbers that a step cannot work with."""
         evaluation, limit = self.steps_per_eval_batch, self.max_minutes
-        self._check_processes()
         check(
             self.machine.device_type != "mps",
             option("machine.device_type"),

@@ -14,6 +14,8 @@ from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's annotations
 import torch
 import tyro
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import comms
+from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.text import Text
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch.amp.grad_scaler import GradScaler
 from csd_nerf import ranks
 from csd_nerf.errors import (
     InputError,
+    check,
     check_at_least,
     exit_on_input_error,
     is_out_of_memory,
@@ -101,7 +104,8 @@ class SceneTrainerConfig(TrainerConfig):
         """Refuse what cannot work; find the run that `--load-dir` names, to go on with.
 
         Raises:
-            InputError: no steps; see `check_device`, `check_dataset`, `find_run` and `read_checkpoint`.
+            InputError: no steps, or more processes than GPUs; see `check_device`, `check_dataset`, `find_run`
+                and `read_checkpoint`.
         """
         check_device(self.machine.device_type)
         check_at_least("max_num_iterations", self.max_num_iterations, 1)
@@ -110,7 +114,26 @@ class SceneTrainerConfig(TrainerConfig):
             self.load_dir = None
         datamanager: Any = self.pipeline.datamanager
         check_dataset(self.data or datamanager.data or datamanager.dataparser.data, datamanager.dataparser)
+        self._check_processes()
         self._settle_implementation()
+
+    def _check_processes(self) -> None:
+        """Refuse processes that nerfstudio cannot begin: each of its own wants a GPU."""
+        devices = self.machine.num_devices
+        there = torch.cuda.device_count() if self.machine.device_type == "cuda" else 1
+        check(
+            1 <= devices <= there,
+            "--machine.num-devices cannot be used",
+            expected=f"1 to {there}, the GPUs of this machine; nerfstudio trains by one process on a CPU",
+            got=devices,
+        )
+        check(
+            not ranks.launched(),
+            f"{self.method_name} begins its processes itself",
+            expected="no torchrun, or one process of it",
+            got="several",
+            hint="pass --machine.num-devices to `ns-train`",
+        )
 
     def _settle_implementation(self) -> None:
         """Let the configuration say what the fields will run in, before it is saved beside their weights.
@@ -231,8 +254,9 @@ class SceneTrainer(Trainer):
             self._say_dropped(step)
         return loss.detach(), _detached(losses), _detached(metrics)
 
+    @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Save as the parent does, but whole or not at all, before an older one is removed.
+        """Save as the parent does, but whole or not at all, before an older one is removed; one process does.
 
         Raises:
             InputError: the file system refuses; what was saved before is there.
@@ -258,7 +282,7 @@ class SceneTrainer(Trainer):
 
     def save_what_is_done(self) -> str:
         """Save what was done before a failure; returns how to go on from there, empty if that is nothing."""
-        if self.steps_done <= self._start_step:
+        if self.steps_done <= self._start_step or not comms.is_main_process():
             return ""
         self.save_checkpoint(self.steps_done - 1)
         return f"The run so far is saved: continue with --load-dir {shlex.quote(str(self.base_dir))}"

@@ -38,6 +38,9 @@ DESCRIBED = {**DESCENT, "pipeline__prior": "tiny-sd", "pipeline__source_prompt":
 SAMPLED = {"pipeline__prior": "tiny-instruct", "pipeline__sampling__steps": 2}
 ABOVE_ROUNDING = 1e-8
 """Of Adam. By nerfstudio's 1e-15 a gradient that is nothing but rounding makes as large a step as any."""
+PICTURES_APART = 5e-4
+PICTURES_OF_FLOW_APART = 2e-3
+"""An untrained flow model's: 1e-3 was seen, at the same gradient and targets in double precision."""
 METHODS: dict[str, dict[str, Any]] = {
     "csd-edit-tiny": DESCENT,
     "csd-edit-tiny, gradient": {**DESCENT, "pipeline__route": "gradient", "pipeline__gradient_share": 0.3},
@@ -176,7 +179,8 @@ def known(request: Any, scene_run: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_several_processes_give_what_one_gives(known: Known) -> None:
     for what, one, (first, *others) in known.compared():
-        assert (one["pictures"] - first["pictures"]).abs().max() < 5e-4, what
+        tolerance = PICTURES_OF_FLOW_APART if "flow" in what else PICTURES_APART
+        assert (one["pictures"] - first["pictures"]).abs().max() < tolerance, what
         assert one["unet_evaluations"] == first["unet_evaluations"] > 0, what
         for other in others:
             assert other["unet_evaluations"] == first["unet_evaluations"], what
@@ -233,10 +237,10 @@ def test_another_number_of_processes_goes_on(scene_run: Path, tmp_path: Path) ->
     whole = alone(None, tmp_path / "whole", scene_run)
     alone(3, tmp_path / "by-one", scene_run)
     in_processes(2, two_of_each, tmp_path / "by-two", scene_run, the_run_in(tmp_path / "by-one"))
-    assert (torch.load(tmp_path / "by-two" / "pictures.pt") - whole).abs().max() < 5e-4
+    assert (torch.load(tmp_path / "by-two" / "pictures.pt") - whole).abs().max() < PICTURES_APART
     begun_by_two = the_run_in(tmp_path / "by-two" / "begun")
     assert [file.name for file in begun_by_two.glob("nerfstudio_models/*")] == ["step-000000002.ckpt"]
-    assert (alone(None, tmp_path / "on", begun_by_two) - whole).abs().max() < 5e-4
+    assert (alone(None, tmp_path / "on", begun_by_two) - whole).abs().max() < PICTURES_APART
 
 
 def edit_while_one_dies(dying: int, folder: Path, scene_run: Path) -> None:
