@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+import viser.transforms as vtf
 from nerfstudio.viewer.render_state_machine import RenderAction
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
@@ -64,7 +66,19 @@ class Controls(ViewerControl):
                     viewer.control_panel._max_res.value = MAX_RES_ON_CPU
                 self._build()
         viewer.control_panel.update_control_panel()  # else the crop stands in the scene, switched off or not
+        self.viser_server.on_client_connect(self._stand_where_a_photo_was_taken)
         self.is_shown = True
+
+    def _stand_where_a_photo_was_taken(self, client: Any) -> None:
+        """Let a new tab begin with what the capture is of; viser's own camera looks from anywhere."""
+        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
+
+        photos = self.pipeline.datamanager.train_dataset
+        assert photos is not None
+        pose = photos.cameras.camera_to_worlds[0].numpy(force=True)
+        with client.atomic():
+            client.camera.position = pose[:, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+            client.camera.wxyz = (vtf.SO3.from_matrix(pose[:, :3]) @ vtf.SO3.from_x_radians(math.pi)).wxyz
 
     @property
     def gui(self) -> Any:
@@ -185,7 +199,8 @@ class Controls(ViewerControl):
     def _warn_of(self, words: str) -> None:
         unknown = words_unknown_to(self.pipeline.config.asked, words.strip())
         if unknown is not None:
-            self.tell("Prompt", unknown, color="yellow")
+            said, *known = unknown.splitlines()  # which a notification shows as one paragraph
+            self.tell("Prompt", f"{said} {'; '.join(map(str.strip, known))}.", color="yellow")
 
     def _stop_and_keep(self) -> Callable[[], None]:
         self._stop.disabled = True
