@@ -70,14 +70,16 @@ class Controls(ViewerControl):
         self.is_shown = True
 
     def _stand_where_a_photo_was_taken(self, client: Any) -> None:
-        """Let a new tab begin with what the capture is of; viser's own camera looks from anywhere."""
+        """Let a new tab begin with what the capture is of; viser's own camera looks from anywhere. A little
+        further ahead than the photo, which is drawn there too, and would hide the scene."""
         from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
         photos = self.pipeline.datamanager.train_dataset
         assert photos is not None
         pose = photos.cameras.camera_to_worlds[0].numpy(force=True)
         with client.atomic():
-            client.camera.position = pose[:, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+            ahead = 2 * self.viewer.config.camera_frustum_scale
+            client.camera.position = pose[:, 3] * VISER_NERFSTUDIO_SCALE_RATIO - pose[:, 2] * ahead
             client.camera.wxyz = (vtf.SO3.from_matrix(pose[:, :3]) @ vtf.SO3.from_x_radians(math.pi)).wxyz
 
     @property
