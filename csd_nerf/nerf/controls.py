@@ -58,12 +58,12 @@ class Controls(ViewerControl):
             element.visible = False  # in their place: Start, and Stop and keep
         for speed in (viewer.control_panel._train_speed, viewer.control_panel._train_util):
             speed.set_hidden(True)  # of a rhythm of redrawing that is not this one
+        if self.pipeline.device.type == "cpu":
+            viewer.control_panel._max_res.value = MAX_RES_ON_CPU
         with self.gui.add_folder("Edit", order=-1):
             if self._trainer is None:
                 self._build_for_looking()
             else:
-                if self.pipeline.device.type == "cpu":
-                    viewer.control_panel._max_res.value = MAX_RES_ON_CPU
                 self._build()
         viewer.control_panel.update_control_panel()  # else the crop stands in the scene, switched off or not
         self.viser_server.on_client_connect(self._stand_where_a_photo_was_taken)

@@ -143,14 +143,22 @@ class EditControls(Controls):
         except InputError as error:
             self.gui.add_markdown(f"No scene before: {error.problem}.")
             return
+        panel: Any = self.viewer.control_panel
+        update_options = panel.update_output_options
+
+        def with_the_scene_before(options: list[str]) -> None:
+            """nerfstudio chooses the last of them, with every tab that comes: some depth."""
+            update_options(options)
+            panel._split_output_render.value = RGB_BEFORE
+
+        panel.update_output_options = with_the_scene_before
         switch = self.gui.add_checkbox(
             "Before and after", False, hint="Right of the line is the scene before the edit"
         )
 
         @switch.on_update
         def _(_: Any) -> None:
-            panel = self.viewer.control_panel
-            if RGB_BEFORE in panel._split_output_render.options:  # else it will be, as the last of them
+            if RGB_BEFORE in panel._split_output_render.options:  # else it will be
                 panel._split_output_render.value = RGB_BEFORE
             panel._split.value = switch.value
 
