@@ -10,7 +10,8 @@
   is kept by prompt and scene: an interrupted command goes on.
 - `strength`: the gain of an edit towards the known answer at every strength, and whether 0 and 1 are source
   and edit to the bit.
-- `ctrl-c`: runs that are interrupted at random moments and gone on with, against one that was not.
+- `ctrl-c`: runs that are interrupted at random moments of their steps and gone on with, against one that was
+  not.
 - `tab`: region edits while a tab in a headless Chromium drags the camera, against one without a viewer. Needs
   Playwright.
 """
@@ -42,12 +43,15 @@ from nerfstudio.utils import writer  # noqa: E402
 from csd_nerf.distillation.residuals import Guidance  # noqa: E402
 from csd_nerf.evaluation.pixels import psnr  # noqa: E402
 from csd_nerf.nerf.candidate import save_candidate  # noqa: E402
+from csd_nerf.nerf.cost import read_cost  # noqa: E402
 from csd_nerf.nerf.methods import METHODS  # noqa: E402
 from csd_nerf.nerf.runs import find_run, read_checkpoint  # noqa: E402
 from csd_nerf.nerf.source_scene import source_scene  # noqa: E402
 from csd_nerf.nerf.trying import ViewsToTry  # noqa: E402
 from csd_nerf.scenes.operators import KNOWN_INSTRUCTIONS, answers_to  # noqa: E402
 
+ROW = 10
+"""Steps from one row of nerfstudio's progress to the next."""
 DIFFERENT_DB = 0.5
 """Candidates whose edits differ by less are held to be equally good."""
 PROMPTS = tuple(prompt for prompt in KNOWN_INSTRUCTIONS if answers_to(prompt) and "keep it" not in prompt)
@@ -244,10 +248,11 @@ def _finish(command: list[str], log: Path) -> int:
 def interrupted(options: Options) -> dict[str, Any]:
     """How many runs that Ctrl-C ended at a random moment came, gone on with, to the same scene."""
     night = ("--prompt", "make it night")
-    began = time.monotonic()
     assert _finish(_command(options, "whole", options.scene, *night), options.out / "whole.log") == 0
-    took = time.monotonic() - began
-    expected = read_checkpoint(find_run(_folder(options, "whole")).checkpoint)["pipeline"]
+    cost = read_cost(_folder(options, "whole"))
+    assert cost is not None
+    at_the_end = find_run(_folder(options, "whole")).checkpoint
+    expected = read_checkpoint(at_the_end)["pipeline"]
     results = []
     for number in range(options.times):
         name, log = f"interrupted-{number}", options.out / f"interrupted-{number}.log"
@@ -258,9 +263,10 @@ def interrupted(options: Options) -> dict[str, Any]:
                 stderr=file,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
-            while "Step (% Done)" not in log.read_text() and process.poll() is None:
+            step = random.SystemRandom().randrange(0, options.steps - 2 * ROW, ROW)
+            while f"\n{step} (" not in log.read_text() and process.poll() is None:
                 time.sleep(0.05)
-            time.sleep(random.SystemRandom().uniform(0, took / 5))
+            time.sleep(random.SystemRandom().uniform(0, ROW * cost.seconds / cost.steps))
             process.send_signal(signal.SIGINT)
             status = process.wait()
         folder = _folder(options, name)
@@ -272,7 +278,11 @@ def interrupted(options: Options) -> dict[str, Any]:
         )
         results.append({"status": status, "checkpoint": steps, "resumed": again, "equal": equal})
         print(results[-1], flush=True)
-    return {"runs": results, "equal": sum(result["equal"] for result in results)}
+    return {
+        "runs": results,
+        "before_the_last_step": sum(result["checkpoint"] != at_the_end.name for result in results),
+        "equal": sum(result["equal"] for result in results),
+    }
 
 
 def dragged_at(options: Options) -> dict[str, Any]:

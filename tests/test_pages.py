@@ -134,17 +134,20 @@ def test_a_plot_quotes_names(said: str) -> None:
     assert said in drawn(said).text
 
 
-def test_what_scrolls_is_reached_by_keyboard_and_what_is_shown_has_a_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("page", "file"), [(edit_page, "page.html"), (report, "report.html")])
+def test_what_scrolls_is_reached_by_keyboard_and_what_is_shown_has_a_name(
+    page: Callable[[Path, str], Reader], file: str, tmp_path: Path
+) -> None:
     class Attributes(html.parser.HTMLParser):
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             values = dict(attributes)
-            if tag == "pre":
+            if tag == "pre" or values.get("class") == "wide":
                 assert values["tabindex"] == "0" and values["aria-label"]
             if tag == "img":
                 assert values["alt"]
             assert tag != "a"  # the page may be sent alone
 
-    edit_page(tmp_path, "make it night")
-    page = (tmp_path / "page.html").read_text(encoding="utf8")
-    Attributes().feed(page)
-    assert "<pre" in page and "<img" in page and "<th></th>" not in page
+    page(tmp_path, "make it night")
+    text = (tmp_path / file).read_text(encoding="utf8")
+    Attributes().feed(text)
+    assert "<pre" in text and "<img" in text and "<th></th>" not in text

@@ -90,11 +90,12 @@ class ObjectiveConfig:
         """Refuse settings that contradict each other.
 
         Raises:
-            InputError: timesteps out of order, an eta out of range, a bandwidth that does not suit the number
-                of views, a structure loss without sense, or no `source_prompt` for a residual that compares
-                with one.
+            InputError: timesteps out of order, a guidance or an eta out of range, a bandwidth that does not
+                suit the number of views, a structure loss without sense, or no `source_prompt` for a residual
+                that compares with one.
         """
         _timestep_range(self)
+        Guidance(self.text_guidance, self.image_guidance).check()
         check(
             self.eta == "rising" or (isinstance(self.eta, (int, float)) and 0 <= self.eta <= 1),
             "the eta of the residual dvrf",

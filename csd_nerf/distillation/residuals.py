@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from csd_nerf.distillation.schedule import Weighting
-from csd_nerf.errors import InputError
+from csd_nerf.errors import InputError, check
 from csd_nerf.priors.base import GuidedBy, NoiseSchedule, Prior, Text, as_many, joined
 
 
@@ -54,6 +54,21 @@ class Guidance:
             text: `e(img,y)`, the picture and the prompt.
         """
         return plain + self.image * (image - plain) + self.text * (text - image)
+
+    def check(self) -> None:
+        """See that both scales can be followed.
+
+        Raises:
+            InputError: one is below 0, or not a number.
+        """
+        for name, scale in (("text", self.text), ("image", self.image)):
+            check(
+                math.isfinite(scale) and scale >= 0,
+                f"the {name} guidance is out of range",
+                expected="a number from 0 on",
+                got=scale,
+                hint=f"change --{name}-guidance, of ns-train --pipeline.objective.{name}-guidance",
+            )
 
     def combine_text(self, plain: Tensor, text: Tensor) -> Tensor:
         """Guided noise of a model that is guided by the prompt alone (Ho and Salimans, 2207.12598).

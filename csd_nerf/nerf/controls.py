@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+import viser.transforms as vtf
 from nerfstudio.viewer.render_state_machine import RenderAction
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
@@ -56,15 +58,29 @@ class Controls(ViewerControl):
             element.visible = False  # in their place: Start, and Stop and keep
         for speed in (viewer.control_panel._train_speed, viewer.control_panel._train_util):
             speed.set_hidden(True)  # of a rhythm of redrawing that is not this one
+        if self.pipeline.device.type == "cpu":
+            viewer.control_panel._max_res.value = MAX_RES_ON_CPU
         with self.gui.add_folder("Edit", order=-1):
             if self._trainer is None:
                 self._build_for_looking()
             else:
-                if self.pipeline.device.type == "cpu":
-                    viewer.control_panel._max_res.value = MAX_RES_ON_CPU
                 self._build()
         viewer.control_panel.update_control_panel()  # else the crop stands in the scene, switched off or not
+        self.viser_server.on_client_connect(self._stand_where_a_photo_was_taken)
         self.is_shown = True
+
+    def _stand_where_a_photo_was_taken(self, client: Any) -> None:
+        """Let a new tab begin with what the capture is of; viser's own camera looks from anywhere. A little
+        further ahead than the photo, which is drawn there too, and would hide the scene."""
+        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
+
+        photos = self.pipeline.datamanager.train_dataset
+        assert photos is not None
+        pose = photos.cameras.camera_to_worlds[0].numpy(force=True)
+        with client.atomic():
+            ahead = 2 * self.viewer.config.camera_frustum_scale
+            client.camera.position = pose[:, 3] * VISER_NERFSTUDIO_SCALE_RATIO - pose[:, 2] * ahead
+            client.camera.wxyz = (vtf.SO3.from_matrix(pose[:, :3]) @ vtf.SO3.from_x_radians(math.pi)).wxyz
 
     @property
     def gui(self) -> Any:
@@ -185,7 +201,8 @@ class Controls(ViewerControl):
     def _warn_of(self, words: str) -> None:
         unknown = words_unknown_to(self.pipeline.config.asked, words.strip())
         if unknown is not None:
-            self.tell("Prompt", unknown, color="yellow")
+            said, *known = unknown.splitlines()  # which a notification shows as one paragraph
+            self.tell("Prompt", f"{said} {'; '.join(map(str.strip, known))}.", color="yellow")
 
     def _stop_and_keep(self) -> Callable[[], None]:
         self._stop.disabled = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import viser.transforms as vtf
@@ -11,7 +11,7 @@ from nerfstudio.viewer.render_state_machine import RenderStateMachine
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.before import RGB_BEFORE
-from csd_nerf.nerf.chain import chain_of
+from csd_nerf.nerf.chain import Link, chain_of
 from csd_nerf.nerf.closing_words import viewer_command
 from csd_nerf.nerf.controls import Controls
 from csd_nerf.nerf.region_box import RegionBox, Vector
@@ -50,9 +50,8 @@ class Gizmo:
         @self._handle.on_update
         def _(_: Any) -> None:
             turned = vtf.SO3(self._handle.wxyz).as_rpy_radians()
-            x, y, z = (round(float(value) / scale, 3) for value in self._handle.position)
             rotation = (float(turned.roll), float(turned.pitch), float(turned.yaw))
-            moved((x, y, z), rotation)
+            moved(_readable(float(value) / scale for value in self._handle.position), rotation)
 
     def show(self, box: RegionBox | None) -> None:
         """Stand where the box is; None hides it."""
@@ -144,14 +143,22 @@ class EditControls(Controls):
         except InputError as error:
             self.gui.add_markdown(f"No scene before: {error.problem}.")
             return
+        panel: Any = self.viewer.control_panel
+        update_options = panel.update_output_options
+
+        def with_the_scene_before(options: list[str]) -> None:
+            """nerfstudio chooses the last of them, with every tab that comes: some depth."""
+            update_options(options)
+            panel._split_output_render.value = RGB_BEFORE
+
+        panel.update_output_options = with_the_scene_before
         switch = self.gui.add_checkbox(
             "Before and after", False, hint="Right of the line is the scene before the edit"
         )
 
         @switch.on_update
         def _(_: Any) -> None:
-            panel = self.viewer.control_panel
-            if RGB_BEFORE in panel._split_output_render.options:  # else it will be, as the last of them
+            if RGB_BEFORE in panel._split_output_render.options:  # else it will be
                 panel._split_output_render.value = RGB_BEFORE
             panel._split.value = switch.value
 
@@ -165,21 +172,27 @@ class EditControls(Controls):
 
     def _build_history(self) -> None:
         """What the scene was made from, and how to see it."""
-        with self.gui.add_folder("History", expand_by_default=False):
-            self._history = self.gui.add_markdown(self._chain())
+        self._history = self.gui.add_folder("History", expand_by_default=False)
+        self._links: list[Any] = []
+        self._show_history()
 
-    def _chain(self) -> str:
+    def _show_history(self) -> None:
+        for element in self._links:
+            element.remove()
         source = self.pipeline.config.source_checkpoint
         try:
             links = chain_of(source) if source else []
         except InputError:
-            return f"Gone: {source}"
-        lines = [
-            f"{number}. {link.prompt or ('gone' if link.gone else 'the scene')}\n\n"
-            f"```\n{viewer_command(link.folder)}\n```"  # scrolls by itself: paths are longer than lines
-            for number, link in enumerate(links)
-        ]
-        return "\n\n".join([*lines, f"{len(links)}. this edit"])
+            links = [Link(source.parent.parent, gone=True)] if source else []
+        self._links = []
+        with self._history:
+            for number, link in enumerate(links):
+                what = link.prompt or ("gone" if link.gone else "the scene")
+                command = str(link.folder) if link.gone else viewer_command(link.folder)
+                self._links.append(self.gui.add_markdown(f"{number}. {what}"))
+                # An input: as text, a path that is longer than a line would widen the whole panel.
+                self._links.append(self.gui.add_text("It was at" if link.gone else "Look", command))
+            self._links.append(self.gui.add_markdown(f"{len(links)}. this edit"))
 
     # ---------------------------------------------------------------- the box
 
@@ -206,8 +219,8 @@ class EditControls(Controls):
                     hint="enable it and drag it, or drag the box itself",
                 )
             turned = vtf.SO3.from_matrix(crop.R.numpy()).as_rpy_radians()
-            rotation = tuple(float(part) for part in (turned.roll, turned.pitch, turned.yaw))
-            box = RegionBox(tuple(crop.T.tolist()), tuple(crop.S.tolist()), rotation)  # type: ignore[arg-type]
+            rotation = (float(turned.roll), float(turned.pitch), float(turned.yaw))
+            box = RegionBox(*(_readable(part) for part in (crop.T.tolist(), crop.S.tolist(), rotation)))
             box.check()
             self._set_numbers(box)
             self._move(box)
@@ -263,7 +276,7 @@ class EditControls(Controls):
 
     def _edit_on_top(self) -> None:
         self._changing_the_scene(self._trainer.edit_on_top)()
-        self._history.content = self._chain()
+        self._show_history()
         self._strength.value = self.pipeline.strength
         self._try.clear()
         self.tell(
@@ -286,6 +299,12 @@ class EditControls(Controls):
         self._strength.disabled = running or is_undone or not self._trainer.steps_done
         if is_undone:
             self._start.disabled = False
+
+
+def _readable(vector: Iterable[float]) -> Vector:
+    """With as many digits as a box needs."""
+    x, y, z = (round(part, 3) for part in vector)
+    return x, y, z
 
 
 def _in_order(*actions: Callable[[], None]) -> None:

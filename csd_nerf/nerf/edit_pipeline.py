@@ -285,6 +285,7 @@ class EditPipelineConfig(PromptedPipelineConfig):
         else:
             check_at_least("pipeline.sampling.steps", self.sampling.steps, 1)
             _ = self.sampling.start
+            Guidance(self.sampling.text_guidance, self.sampling.image_guidance).check()
         if self.route == "loop" and self.edit == "flow-edit":
             check(
                 self.objective.distance == "latents",

@@ -183,6 +183,11 @@ def test_objectives_that_contradict_themselves(edit_config: Make, capsys: Any) -
     assert "positive number" in refused(bandwidth=-1.0)
     assert "range of timesteps" in refused(min_timestep=0.7, max_timestep=0.3)
     assert "--pipeline.source-prompt" in refused(residual="dds")
+    for value in (-12.0, float("nan"), float("inf")):
+        assert "the text guidance is out of range" in refused(text_guidance=value)
+        assert "the image guidance is out of range" in refused(image_guidance=value)
+    sampled = edit_config("in2n-baseline", pipeline__sampling__text_guidance=float("nan"), recipe="tiny")
+    assert "the text guidance is out of range" in refusal(sampled, capsys)
 
 
 @pytest.mark.parametrize("method", ["csd-nerfacto-tiny", "csd-edit-tiny"])

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from nerf_runs import make_edit_config, refusal, run, run_until_killed
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.utils.eval_utils import eval_setup
+from viser import GuiMarkdownHandle
 
 from csd_nerf.cli import main
 from csd_nerf.nerf.chain import chain_of
@@ -83,6 +86,21 @@ def test_what_cannot_be_edited_further_is_said(
     assert "cannot be edited further" in printed and "--pipeline.strength" in printed
 
 
+def said_in_a_viewer(folder: Path) -> list[str]:
+    """All that `ns-viewer` of a run says."""
+    from nerfstudio.viewer.viewer import Viewer
+
+    config, pipeline, _, _ = eval_setup(folder / "config.yml", test_mode="test")
+    settings = ViewerConfig(websocket_port_default=17007, websocket_host="127.0.0.1")
+    viewer = Viewer(settings, folder / "viewer_log", config.data, pipeline)
+    try:
+        shown = viewer.viser_server.gui._container_handle_from_id.values()
+        elements = [element for each in shown for element in getattr(each, "_children", {}).values()]
+        return [element.content for element in elements if isinstance(element, GuiMarkdownHandle)]
+    finally:
+        viewer.viser_server.stop()
+
+
 def test_a_parent_that_is_gone_is_named(
     edit_config: Make, scene_run: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -90,6 +108,9 @@ def test_a_parent_that_is_gone_is_named(
     shutil.copytree(scene_run, scene)
     folder = run(edit_config(**{**SHORT, "max_num_iterations": 1}, load_dir=scene)).base_dir
     shutil.rmtree(scene)
+    said = said_in_a_viewer(folder)
+    assert "No scene before: the scene that this edit started from is gone." in said
+    assert {"0. gone", "1. this edit"} <= set(said)
     main(["history", str(folder)])
     printed = capsys.readouterr().out
     assert f"Gone: {scene}." in printed and (folder / "history.html").exists()
