@@ -109,7 +109,7 @@ class Settings:
     """Of them, shared by all groups."""
     keyframe_stride: int = 1
     """Of CSD-Edit: every so many frames are edited first."""
-    noise: Literal["shared", "per-particle"] = "shared"
+    noise: Literal["shared", "per-particle", "still"] = "shared"
     """Of the frames in a step."""
     kernel: Literal["imq", "rbf"] = "imq"
     """Of SVGD."""

@@ -17,6 +17,7 @@ from prior_folders import (
 
 from csd_nerf.bundled import bundled_path
 from csd_nerf.distillation import Guidance, Objective, ObjectiveConfig, preset
+from csd_nerf.distillation.objective import draw_noise
 from csd_nerf.distillation.residuals import guided_noise
 from csd_nerf.distillation.structure import StructureConfig
 from csd_nerf.errors import InputError
@@ -245,3 +246,15 @@ def test_an_edit_of_a_clip_reaches_its_target(motion: dict[str, Path], generator
     )
     night = OPERATORS["night"].apply(picture[0])[None, :, None]
     assert (quiet.decode(edited) - night).abs().mean() < 0.5 * (clip - night).abs().mean()
+
+
+def test_noise_is_shared_by_clips_or_by_all_their_frames(clips: torch.Tensor) -> None:
+    def drawn(sharing: Any) -> torch.Tensor:
+        return draw_noise(clips, sharing, torch.Generator().manual_seed(0))
+
+    def distinct(noise: torch.Tensor) -> int:
+        return len(noise.transpose(1, 2).flatten(0, 1).flatten(1).unique(dim=0))
+
+    assert [distinct(drawn(sharing)) for sharing in ("per-particle", "shared", "still")] == [10, 5, 1]
+    assert torch.equal(drawn("shared")[0], drawn("shared")[1])
+    assert all(drawn(sharing).shape == clips.shape for sharing in ("per-particle", "shared", "still"))

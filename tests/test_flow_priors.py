@@ -360,7 +360,7 @@ def test_a_pass_of_flow_edit_that_asks_for_nothing(
 def test_views_of_a_flow_edit_may_share_their_noise(model: SimpleNamespace, views: torch.Tensor) -> None:
     source, condition = model.prior.encode_source(views[:1].expand(2, -1, -1, -1))
     options: Any = {"prompt": PROMPT, "guidance": Guidance(3.0), "start": 900, "steps": 2}
-    shared = flow_edit(model.prior, source, source, condition, shared_noise=True, **options)
+    shared = flow_edit(model.prior, source, source, condition, noise_sharing="shared", **options)
     torch.testing.assert_close(shared[0], shared[1], rtol=0, atol=1e-4)
     own = flow_edit(model.prior, source, source, condition, **options)
     assert (own[0] - own[1]).abs().max() > 1e-3

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from csd_nerf.distillation.objective import NonFiniteResidual
+from csd_nerf.distillation.objective import NoiseSharing, NonFiniteResidual, draw_noise
 from csd_nerf.distillation.residuals import Guidance, Views, dvrf
 from csd_nerf.distillation.transport import independent
 from csd_nerf.errors import InputError
@@ -30,7 +30,7 @@ def flow_edit(
     start: int,
     steps: int,
     transport: Transport = independent,
-    shared_noise: bool = False,
+    noise_sharing: NoiseSharing = "per-particle",
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Edit N pictures in one pass from much noise to none (FlowEdit, Kulikov et al., 2412.08629).
@@ -55,7 +55,7 @@ def flow_edit(
         start: timestep of s_0, an index into `prior.schedule`. With 0 the latents come back as they are.
         steps: of equal length; no more than `start` are taken.
         transport: how the pictures share.
-        shared_noise: one noise for all pictures in a step, instead of one for each.
+        noise_sharing: which pictures have one noise in a step, see `ObjectiveConfig.noise`.
         generator: source of the noise.
 
     Raises:
@@ -67,12 +67,10 @@ def flow_edit(
     times = [round(start * left / steps) for left in range(steps, -1, -1)] if steps else []
     text, empty = (prior.told([words], condition) for words in (prompt, ""))
     schedule = prior.schedule
-    shape = (1 if shared_noise else len(source), *source.shape[1:])
-    device = generator.device if generator is not None else source.device
     source = source.float()
     latents = source + schedule.alphas[start].item() * (latents.float() - source)
     for t, following in zip(times, times[1:], strict=False):
-        noise = torch.randn(shape, generator=generator, device=device).to(source.device).expand_as(source)
+        noise = draw_noise(source, noise_sharing, generator)
         views = Views(latents, source, condition, noise, t, text, empty, empty, eta=1.0)
         directions = dvrf(prior, views, guidance)
         if not directions.isfinite().all():

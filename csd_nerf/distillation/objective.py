@@ -34,6 +34,9 @@ class NonFiniteResidual(ArithmeticError):
     """What the prior says holds NaN or infinity, so the step must not be applied."""
 
 
+NoiseSharing = Literal["per-particle", "shared", "still"]
+
+
 @dataclass
 class ObjectiveConfig:
     """What is distilled and how.
@@ -77,8 +80,9 @@ class ObjectiveConfig:
     timesteps: Literal["uniform", "visited", "annealed"] = "uniform"
     """Draw every step's noise level at random, evenly or as often as the prior's own sampler visits it (which
     differs for models of flow matching), or lower it steadily from most to least over the edit."""
-    noise: Literal["per-particle", "shared"] = "per-particle"
-    """One noise for each view, or one for all of them. Target and source of a view always share theirs."""
+    noise: NoiseSharing = "per-particle"
+    """One noise for each view; shared, one for all of them; or still, one for all and, of clips, for all their
+    frames. Target and source of a view always share theirs."""
     text_guidance: float = 7.5
     """How strongly the prompt is followed. A model with guidance distilled into it has its own."""
     image_guidance: float = 1.5
@@ -226,7 +230,7 @@ class Objective:
             latents=latents.detach().float(),
             source=source.float(),
             condition=condition,
-            noise=self._noise(latents, generator),
+            noise=draw_noise(latents, config.noise, generator),
             t=t,
             target_text=target_text,
             source_text=source_text,
@@ -268,10 +272,18 @@ class Objective:
         statistics["gradient_rms"] = gradient.square().mean().sqrt().item()
         return Distilled(gradient, t, statistics)
 
-    def _noise(self, latents: Tensor, generator: torch.Generator | None) -> Tensor:
-        shape = (1 if self.config.noise == "shared" else len(latents), *latents.shape[1:])
-        device = generator.device if generator is not None else latents.device
-        return torch.randn(shape, generator=generator, device=device).to(latents.device).expand_as(latents)
+
+def draw_noise(
+    latents: Float[Tensor, "n c *f h w"], sharing: NoiseSharing, generator: torch.Generator | None
+) -> Float[Tensor, "n c *f h w"]:
+    """Noise for the views of a step; see `ObjectiveConfig.noise`."""
+    shape = list(latents.shape)
+    if sharing != "per-particle":
+        shape[0] = 1
+    if sharing == "still" and latents.ndim == 5:
+        shape[2] = 1
+    device = generator.device if generator is not None else latents.device
+    return torch.randn(shape, generator=generator, device=device).to(latents.device).expand_as(latents)
 
 
 def check_source_prompt(residual: str, source_prompt: str) -> None:

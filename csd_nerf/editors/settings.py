@@ -217,9 +217,10 @@ class VideoSettings(EditSettings):
     size: Optional[int] = None  # noqa: UP045
     """Short side in pixels at which frames are edited and written; a smaller clip keeps its size. Default the
     size that the prior was trained at: 512 of Stable Diffusion's kin, 96 of tiny-instruct."""
-    noise: Literal["shared", "per-particle"] = "shared"
+    noise: Literal["shared", "per-particle", "still"] = "shared"
     """One noise for all frames of a step, so that what does not move is edited alike in all of them and
-    colours do not flicker; or one for each, as in CSD's released code."""
+    colours do not flicker; or one for each, as in CSD's released code. With a prior for clips shared is one
+    clip of noise for all stretches; still is one noise for all their frames, too, which suits tiny-video."""
     kernel: Literal["imq", "rbf"] = "imq"
     """SVGD kernel between frames: imq (inverse multiquadric), by which frames far apart in the clip still
     share, or rbf (Gaussian), as published, by which with one noise for all only near ones do."""

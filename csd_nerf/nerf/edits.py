@@ -167,7 +167,7 @@ def follow_flow(settings: EditPipelineConfig, prior: Prior) -> Edit:
             start=sampling.start.sample(prior.schedule.num_timesteps, generator=views.generator),
             steps=sampling.steps,
             transport=transport,
-            shared_noise=sharing.noise == "shared",
+            noise_sharing=sharing.noise,
             generator=views.generator,
         )
         return views.images + as_pictures(prior.decode(end) - prior.decode(start))
