@@ -81,8 +81,8 @@ class ObjectiveConfig:
     """Draw every step's noise level at random, evenly or as often as the prior's own sampler visits it (which
     differs for models of flow matching), or lower it steadily from most to least over the edit."""
     noise: NoiseSharing = "per-particle"
-    """One noise for each view; shared, one for all of them; or still, one for all and, of clips, for all their
-    frames. Target and source of a view always share theirs."""
+    """One noise for each view; shared, one for all of them; or still, one for all and, of clips, for all
+    their frames. Target and source of a view always share theirs."""
     text_guidance: float = 7.5
     """How strongly the prompt is followed. A model with guidance distilled into it has its own."""
     image_guidance: float = 1.5
