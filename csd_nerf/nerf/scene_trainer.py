@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Optional, Type  # noqa: UP035 - nerfstudio's annotations, which tyro resolves
 
@@ -155,10 +156,10 @@ def _opened_by_nerfstudio() -> Path | None:
 
     Not one that `ns-train` is given: that begins another run with its settings.
     """
-    program, *words = sys.argv
+    program, *words = sys.argv or [""]
     if Path(program).stem in ("ns-train", "train"):
         return None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         option, _, value = word.partition("=")
         if option.replace("_", "-") == "--load-config":
             return Path(value or following)

@@ -25,7 +25,7 @@ from csd_nerf.checkpoints import whole_checkpoints
 from csd_nerf.files import LOCK
 from csd_nerf.nerf.edited_run import open_edited_run
 from csd_nerf.nerf.runs import find_run, read_checkpoint
-from csd_nerf.nerf.scene_trainer import SceneTrainer, free_timestamp
+from csd_nerf.nerf.scene_trainer import SceneTrainer, _opened_by_nerfstudio, free_timestamp
 
 Make = Any
 
@@ -150,6 +150,24 @@ def test_a_run_that_was_moved_is_opened_from_anywhere(
             patch.setattr("sys.argv", ["ns-eval", f"--load-config={edit / 'config.yml'}"])
             config, _, checkpoint, step = eval_setup(edit / "config.yml")
         assert step == 0 and checkpoint.is_relative_to(edit) and config.get_base_dir() == edit
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ([], None),
+        ([""], None),
+        (["ns-eval"], None),
+        (["ns-eval", "--load-config", "a/config.yml"], "a/config.yml"),
+        (["ns-render", "dataset", "--load_config=a b/config.yml", "--image-format", "png"], "a b/config.yml"),
+        (["/bin/ns-train", "csd-nerfacto", "--load-config", "a/config.yml"], None),
+    ],
+)
+def test_which_run_a_program_opens(
+    words: list[str], file: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", words)
+    assert _opened_by_nerfstudio() == (None if file is None else Path(file))
 
 
 def test_a_prior_that_is_not_finite_for_a_while_costs_these_steps_alone(
