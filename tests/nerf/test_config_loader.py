@@ -165,6 +165,11 @@ def test_settings_of_another_shape_are_refused(config: Path) -> None:
             find_run(config)
     whole.pipeline.datamanager = whole.pipeline
     config.write_text(yaml.dump(whole))
+    with pytest.raises(InputError, match="recursive node"):
+        find_run(config)
+    theirs = copy.deepcopy(all_methods["nerfacto"])
+    theirs.pipeline.datamanager = theirs.pipeline  # type: ignore[assignment]
+    config.write_text(yaml.dump(theirs))
     with pytest.raises(InputError, match="hold themselves"):
         find_run(config)
 

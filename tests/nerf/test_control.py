@@ -67,7 +67,7 @@ def test_depth_is_that_of_the_source_and_looking_at_it_changes_nothing(
     assert torch.equal(weights(pipeline), before)
     assert not torch.equal(now, source[0])
 
-    index, (_, condition) = next(iter(edit.source_latents.items()))  # made in some step, after others
+    (index,), (_, condition) = next(iter(edit.source_latents.items()))  # made in some step, after others
     pipeline.model.load_state_dict(edit.source_weights)
     depth = render_still(pipeline.model, edit.rays.of_view(index)).depth
     picture = torch.nn.functional.pixel_shuffle(condition[None], edit.prior.vae_factor)
@@ -88,7 +88,7 @@ def test_an_edit_with_depth_resumes_exactly(edit_config: Make, settings: dict[st
 def test_canny_shows_the_edges_of_the_photos(edit_config: Make, settings: dict[str, Any]) -> None:
     settings["pipeline__control__picture"] = "canny"
     edit = run(edit_config("sds-edit", **settings, max_num_iterations=1)).pipeline
-    index, (_, condition) = next(iter(edit._edit.source_latents.items()))
+    (index,), (_, condition) = next(iter(edit._edit.source_latents.items()))
     edges = torch.nn.functional.pixel_shuffle(condition[None], edit._edit.prior.vae_factor)
     torch.testing.assert_close(edges, canny_picture(edit.datamanager.train_photos([index], 32, 32)))
     assert 0.01 < edges.mean() < 0.7

@@ -40,7 +40,7 @@ def test_another_prompt_edits_the_edited_scene(night: Any, edit_config: Make, sc
     assert second._start_step == 0
     assert torch.equal(second.pipeline._edit.before, night.pipeline.eval_pictures())
     # What the prior is shown is the night, not the photos of the day.
-    (index, *_) = second.pipeline._edit.source_latents
+    ((index,), *_) = second.pipeline._edit.source_latents
     edit = second.pipeline._edit
     shown = edit.prior.decode(second.pipeline._source_latents([index])[0])
     photo = second.pipeline.datamanager.train_photos([index], edit.height, edit.width)
