@@ -58,8 +58,8 @@ def test_all_that_goes_in_is_moved_there_and_all_that_comes_out_is_moved_back(
 ) -> None:
     questions = asked(tiny_prior)
     methods = {name for name, _ in inspect.getmembers(Prior, inspect.isfunction) if name[0] != "_"}
-    # `told` and `read_ahead` ask `embed`; to settle an answer needs no network.
-    assert methods - {"told", "read_ahead", "settled"} == questions.keys()
+    # `told` and `read_ahead` ask `embed`; to settle an answer, or to count frames, needs no network.
+    assert methods - {"told", "read_ahead", "settled", "frames_at_once"} == questions.keys()
     apart = Elsewhere(tiny_prior, META)
     for name, arguments in questions.items():
         answers = tensors(getattr(apart, name)(*arguments))
