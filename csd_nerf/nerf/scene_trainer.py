@@ -121,7 +121,7 @@ class SceneTrainerConfig(TrainerConfig):
     def _check_processes(self) -> None:
         """Refuse processes that nerfstudio cannot begin: each of its own wants a GPU."""
         devices = self.machine.num_devices
-        there = torch.cuda.device_count() if self.machine.device_type == "cuda" else 1
+        there = max(torch.cuda.device_count(), 1) if self.machine.device_type == "cuda" else 1
         check(
             1 <= devices <= there,
             "--machine.num-devices cannot be used",

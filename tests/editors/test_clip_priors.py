@@ -98,7 +98,7 @@ def test_a_clip_that_the_prior_sees_at_once_is_edited_as_one(moving: Prior) -> N
 
 
 def test_layers_that_add_nothing_edit_frame_by_frame(
-    motion: dict[str, str], moving: Prior, tiny_prior: Prior, generator: torch.Generator
+    motion: dict[str, str], tiny_prior: Prior, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose frames are independent particles of the prior for pictures, with the same noise."""
     quiet = load_prior("tiny-instruct", motion=motion["quiet"], clips_too=True, **FLOAT32)
@@ -113,7 +113,7 @@ def test_layers_that_add_nothing_edit_frame_by_frame(
     answers = {}
     for name, prior, form in (("pictures", tiny_prior, lambda x: x), ("clip", quiet, of_clip)):
         objective = chosen.objective(prior)
-        objective._noise = lambda *_, form=form: form(noise)  # type: ignore[method-assign]
+        monkeypatch.setattr("csd_nerf.distillation.objective.draw_noise", lambda *_, form=form: form(noise))
         answers[name] = objective.gradient(
             form(source), form(source), form(condition), prompt=PROMPT, timestep=300
         ).gradient
