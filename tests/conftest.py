@@ -8,12 +8,14 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tinycudann_double
 import torch
 from half_precision import half_precision_on_a_cpu
+from prior_folders import save_motion_adapter
 from tinycudann_double import Arena
 
 from csd_nerf.bundled import bundled_path
@@ -46,6 +48,16 @@ def pytest_runtest_setup() -> None:
 def tiny_prior() -> Prior:
     """The bundled prior on the CPU, in float32."""
     return load_prior("tiny-instruct", device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def motion(tiny_prior: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of layers of motion for tiny-instruct, of 8 frames: such as add nothing, and others."""
+    root = tmp_path_factory.mktemp("motion")
+    return {
+        name: str(save_motion_adapter(root / name, tiny_prior.unet, quiet=name == "quiet"))
+        for name in ("quiet", "moving")
+    }
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from prior_folders import (
     check_that_a_missing_part_is_named,
     edit_json,
     save_animate_diff,
-    save_motion_adapter,
 )
 
 from csd_nerf.bundled import bundled_path
@@ -42,18 +41,8 @@ def prior(folder: Path) -> Prior:
 
 
 @pytest.fixture(scope="module")
-def motion(tiny_prior: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Layers of motion for tiny-instruct: such as add nothing, and others."""
-    root = tmp_path_factory.mktemp("motion")
-    return {
-        name: save_motion_adapter(root / name, tiny_prior.unet, quiet=name == "quiet")
-        for name in ("quiet", "moving")
-    }
-
-
-@pytest.fixture(scope="module")
-def instructed(motion: dict[str, Path]) -> Prior:
-    return load_prior("tiny-instruct", motion=str(motion["moving"]), clips_too=True, **FLOAT32)
+def instructed(motion: dict[str, str]) -> Prior:
+    return load_prior("tiny-instruct", motion=motion["moving"], clips_too=True, **FLOAT32)
 
 
 @pytest.fixture
@@ -83,10 +72,10 @@ def test_one_step_equals_the_pipelines(folder: Path, prior: Any, generator: torc
 
 
 def test_layers_that_add_nothing_leave_the_prior_for_pictures(
-    tiny_prior: Prior, motion: dict[str, Path], clips: torch.Tensor, generator: torch.Generator
+    tiny_prior: Prior, motion: dict[str, str], clips: torch.Tensor, generator: torch.Generator
 ) -> None:
     """Frame by frame: latents, what is shown, noise, and pictures."""
-    quiet = load_prior("tiny-instruct", motion=str(motion["quiet"]), clips_too=True, **FLOAT32)
+    quiet = load_prior("tiny-instruct", motion=motion["quiet"], clips_too=True, **FLOAT32)
     frames = clips.transpose(1, 2).flatten(0, 1)
 
     def of_clips(pictures: torch.Tensor) -> torch.Tensor:
@@ -192,7 +181,7 @@ def test_pictures_and_clips_are_not_confused(
 def test_what_cannot_be_used_is_refused(
     folder: Path,
     prior: Prior,
-    motion: dict[str, Path],
+    motion: dict[str, str],
     control_net_folder: Path,
     tmp_path: Path,
     generator: torch.Generator,
@@ -206,9 +195,9 @@ def test_what_cannot_be_used_is_refused(
         Objective(config, prior)
     with pytest.raises(InputError, match="beside a prior for clips"):
         check_control(ControlConfig(str(control_net_folder), "depth"), folder)
-    check_motion(str(motion["moving"]), bundled_path("tiny-instruct"))
+    check_motion(motion["moving"], bundled_path("tiny-instruct"))
     with pytest.raises(InputError, match="has such layers already"):
-        check_motion(str(motion["moving"]), folder)
+        check_motion(motion["moving"], folder)
     with pytest.raises(InputError, match="no such motion adapter"):
         check_motion("nowhere", None)
     with pytest.raises(InputError, match="holds no layers of motion(.|\n)*no config.json"):
@@ -224,11 +213,11 @@ def test_what_cannot_be_used_is_refused(
 
 
 @torch.no_grad()
-def test_an_edit_of_a_clip_reaches_its_target(motion: dict[str, Path], generator: torch.Generator) -> None:
+def test_an_edit_of_a_clip_reaches_its_target(motion: dict[str, str], generator: torch.Generator) -> None:
     """With layers that add nothing the bundled prior's night comes out, so signs and scales are right."""
     from csd_nerf.distillation import DescentConfig, edit_latents
 
-    quiet = load_prior("tiny-instruct", motion=str(motion["quiet"]), clips_too=True, **FLOAT32)
+    quiet = load_prior("tiny-instruct", motion=motion["quiet"], clips_too=True, **FLOAT32)
     coarse = torch.rand(1, 3, 6, 6, generator=generator)
     picture = torch.nn.functional.interpolate(coarse, (48, 48), mode="bicubic").clamp(0, 1)
     clip = picture[:, :, None].expand(-1, -1, 3, -1, -1)

@@ -35,6 +35,7 @@ class NonFiniteResidual(ArithmeticError):
 
 
 NoiseSharing = Literal["per-particle", "shared", "still"]
+"""See `ObjectiveConfig.noise`."""
 
 
 @dataclass

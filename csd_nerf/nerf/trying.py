@@ -57,7 +57,7 @@ class ViewsToTry:
             "views spread over the capture are no clip",
             expected="a prior for pictures",
             got=f"{config.prior}, one for clips",
-            hint="try with --prior tiny-instruct, or edit without a try",
+            hint="edit without a try, or with a prior for pictures",
         )
         self._pipeline = pipeline
         self.indices = CameraSampler(pipeline.datamanager.train_dataset.cameras, count, seed, "--views")(0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from prior_folders import save_motion_adapter, save_wan
+from prior_folders import save_wan
 
 from csd_nerf.cli import main
 from csd_nerf.editors import PictureSettings, VideoSettings, edit_image, edit_video
@@ -23,16 +23,6 @@ from csd_nerf.seeds import step_seed
 
 FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32, "vae_dtype": torch.float32}
 PROMPT = "make it night"
-
-
-@pytest.fixture(scope="module")
-def motion(tiny_prior: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Layers of motion for tiny-instruct, for 8 frames at most: such as add nothing, and others."""
-    root = tmp_path_factory.mktemp("motion")
-    return {
-        name: str(save_motion_adapter(root / name, tiny_prior.unet, quiet=name == "quiet"))
-        for name in ("quiet", "moving")
-    }
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from nerf_runs import refusal, run, run_until_killed
-from prior_folders import save_motion_adapter
 
 from csd_nerf.errors import InputError
 from csd_nerf.nerf.runs import find_run, read_checkpoint
@@ -24,16 +23,6 @@ FEW: dict[str, Any] = {
     "pipeline__prior_precision": "float32",
     "pipeline__vae_precision": "float32",
 }
-
-
-@pytest.fixture(scope="module")
-def motion(tiny_prior: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Layers of motion for tiny-instruct: such as add nothing, and others."""
-    root = tmp_path_factory.mktemp("motion")
-    return {
-        name: str(save_motion_adapter(root / name, tiny_prior.unet, quiet=name == "quiet"))
-        for name in ("quiet", "moving")
-    }
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:
