@@ -77,7 +77,9 @@ def scene_of_three_steps(folder: Path, dataset: Path, device: str, implementatio
     return trainer.base_dir
 
 
-def check_edit(name: str, folder: Path, scene: Path, device: str, implementation: Implementation) -> None:
+def check_edit(
+    name: str, folder: Path, scene: Path, device: str, implementation: Implementation, **more: Any
+) -> None:
     """Three steps of an edit, one after a resume, its evaluation, and opening it as ns-render does."""
     method = name.split(",")[0]
     sampled = method in ("in2n-baseline", "refit-baseline")
@@ -89,6 +91,7 @@ def check_edit(name: str, folder: Path, scene: Path, device: str, implementation
         **({} if sampled else {"pipeline__particles": 2, "pipeline__descent__steps": 1}),
         **on(device, implementation),
         **EDITS[name],
+        **more,
     }
     begun = run(make_edit_config(method, folder, scene, max_num_iterations=3, **settings))
     _check_steps(begun, implementation)
