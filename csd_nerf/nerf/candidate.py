@@ -31,6 +31,7 @@ class Candidate:
         views: indices of the training cameras.
         change: mean absolute change of the views, 0..1.
         agreement: of their edits, 0..1, see `csd_nerf.nerf.trying.agreement`; None of a single view.
+        prior: that was asked; "" of one written before it was recorded.
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class Candidate:
     views: tuple[int, ...]
     change: float
     agreement: float | None
+    prior: str = ""
 
     @property
     def does_nothing(self) -> bool:

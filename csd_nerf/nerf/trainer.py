@@ -190,6 +190,8 @@ class EditTrainerConfig(PromptedTrainerConfig):
             hint="leave out --prompt",
         )
         pipeline.prompt = candidate.prompt
+        if candidate.prior and "pipeline.prior" not in said:
+            pipeline.prior = candidate.prior
         guidance = "pipeline.objective" if pipeline.distils else "pipeline.sampling"
         for name in ("text_guidance", "image_guidance"):
             if f"{guidance}.{name}" not in said:

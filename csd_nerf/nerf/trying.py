@@ -108,6 +108,7 @@ class ViewsToTry:
             views=tuple(self.indices),
             change=float((edited - before).abs().mean()),
             agreement=agreement(before, edited),
+            prior=self._pipeline.config.prior,
         )
         return Tried(candidate, edited)
 

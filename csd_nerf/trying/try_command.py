@@ -8,7 +8,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.text import Text
@@ -42,6 +42,10 @@ class Try:
     """How many views are edited together, spread over the capture."""
     method: str = ""
     """Method whose settings are tried. Without it: csd-edit where there is a GPU, else csd-edit-tiny."""
+    prior: str = ""
+    """Diffusion model: bundled name, folder in diffusers format, or hub id. Without it: the method's own."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to compute; auto takes a CUDA GPU if there is one."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to be made. Without it: one by the time of day, in `tries` in the run folder."""
 
@@ -114,9 +118,14 @@ class Try:
             check_free(self.output, force=False)
 
     def _method(self) -> str:
+        return self.method or ("csd-edit" if self._present_device() == "cuda" else "csd-edit-tiny")
+
+    def _present_device(self) -> Literal["cuda", "cpu"]:
         import torch
 
-        return self.method or ("csd-edit" if torch.cuda.is_available() else "csd-edit-tiny")
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
 
     def _run_folder(self) -> Path:
         from csd_nerf.nerf.runs import find_run
@@ -144,6 +153,8 @@ class Try:
                 hint="leave out --method, or take one of these",
             )
         config.load_dir, config.prompt = self.scene, self.prompt[0]
+        config.pipeline.prior = self.prior or config.pipeline.prior
+        config.machine.device_type = self._present_device()
         config.pipeline.picture_views, config.pipeline.picture_size = 1, 16  # not looked at
         config.check()
         source = config.pipeline.source_checkpoint

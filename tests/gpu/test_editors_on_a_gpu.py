@@ -65,7 +65,10 @@ def answers(name: str, device: str, precision: dict[str, torch.dtype]) -> list[t
     with torch.no_grad():
         latents, condition = prior.encode_source(pictures)
         text = prior.embed(["make it night"] * len(latents), condition)
-        noise = prior.predict_noise(0.7 * latents + 0.7, prior.schedule.num_timesteps * 2 // 5, text, condition)
+        t = prior.schedule.num_timesteps * 2 // 5
+        noise = prior.predict_noise(
+            0.7 * latents + 0.7, prior.schedule.num_timesteps * 2 // 5, text, condition
+        )
         return [answer.float().cpu() for answer in (latents, noise, prior.decode(latents))]
 
 

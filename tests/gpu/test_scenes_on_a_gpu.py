@@ -74,8 +74,10 @@ def test_a_generation(implementation: Implementation, tmp_path: Path) -> None:
 
 def test_candidates(scene: Path, tmp_path: Path) -> None:
     command = ("try", str(scene), "--prompt", "make it night", "--prompt", "make it winter", "--seeds", "2")
-    main((*command, "--method", "csd-edit-tiny", "-o", str(tmp_path / "tried")))
-    assert len(list((tmp_path / "tried").glob("*/candidate.json"))) == 4
+    for method, prior in (("csd-edit", ("--prior", "tiny-instruct")), ("csd-edit-tiny", ())):
+        folder = tmp_path / method
+        main((*command, "--method", method, *prior, "-o", str(folder)))
+        assert len(list(folder.glob("*/candidate.json"))) == 4
 
 
 def test_memory_between_the_passes_does_not_grow_with_the_views(

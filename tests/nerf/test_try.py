@@ -11,6 +11,7 @@ import torch
 from nerf_runs import make_edit_config, refusal, run
 from PIL import Image
 
+from csd_nerf.bundled import bundled_path
 from csd_nerf.cli import main
 from csd_nerf.distillation.residuals import Guidance
 from csd_nerf.nerf.candidate import read_candidate, read_pictures, save_candidate
@@ -97,6 +98,17 @@ def test_what_is_no_candidate_is_refused(tried: Path, edit_config: Make, tmp_pat
     assert "--pipeline.candidate" in refused(tried / "1", pipeline__route="gradient")
 
 
+def test_its_prior_becomes_the_edits(scene_run: Path, tmp_path: Path) -> None:
+    prior, folder = str(bundled_path("tiny-instruct")), tmp_path / "tried"
+    command = ("try", str(scene_run), "--prompt", "make it night", "--seeds", "1", "--views", "2")
+    main([*command, "--prior", prior, "-o", str(folder)])
+    assert read_candidate(folder / "1").prior == prior
+    settings = {**SHORT, "prompt": None, "pipeline__candidate": folder / "1", "pipeline__render_size": 64}
+    config = make_edit_config("csd-edit-tiny", tmp_path, scene_run, **settings)
+    config.check()
+    assert config.pipeline.prior == prior
+
+
 def test_the_command(scene_run: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "tried"
     command = ["try", str(scene_run), "--prompt", "make it night", "--prompt", "polar bear", "--seeds", "1"]
@@ -116,6 +128,7 @@ def test_the_command(scene_run: Path, tmp_path: Path, capsys: Any) -> None:
         ([*command, "--guidance", "nan"], "--guidance cannot be used"),
         ([*command, "-o", str(folder)], "is already there"),
         ([*command, "--method", "csd-nerfacto"], "is no method that edits"),
+        ([*command, "--prior", str(tmp_path / "no")], str(tmp_path / "no")),
         (["try", str(tmp_path / "no"), "--prompt", "make it night"], "there is no run at"),
     ):
         with pytest.raises(SystemExit) as stop:
