@@ -66,9 +66,7 @@ def answers(name: str, device: str, precision: dict[str, torch.dtype]) -> list[t
         latents, condition = prior.encode_source(pictures)
         text = prior.embed(["make it night"] * len(latents), condition)
         t = prior.schedule.num_timesteps * 2 // 5
-        noise = prior.predict_noise(
-            0.7 * latents + 0.7, prior.schedule.num_timesteps * 2 // 5, text, condition
-        )
+        noise = prior.predict_noise(0.7 * latents + 0.7, t, text, condition)
         return [answer.float().cpu() for answer in (latents, noise, prior.decode(latents))]
 
 
