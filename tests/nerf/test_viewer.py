@@ -2,7 +2,7 @@
 
 They are about a small scene, in a few small steps. To look at them, on a scene of yours and at full length:
 
-    CSD_NERF_VIEWER_SCENE=RUN CSD_NERF_VIEWER_PICTURES=FOLDER pytest -n 0 -m "" tests/nerf/test_viewer.py
+    CSD_NERF_VIEWER_SCENE=RUN CSD_NERF_VIEWER_PICTURES=FOLDER pytest -n 0 tests/nerf/test_viewer.py
 """
 
 from __future__ import annotations
@@ -149,7 +149,6 @@ SKETCH = "turn it into a pencil sketch"
 CROP_CENTER, CROP_SCALE = (-0.1, 0.1, -0.2), (0.8, 0.9, 0.8)
 
 
-@pytest.mark.long
 def test_an_editing_session(browser: Any, scene: Path, tmp_path: Path) -> None:
     """Try four, take the second, edit, compare, undo, a second edit on top, one in a box, strength, stop and
     keep: every control by its label, in two tabs, of which one is closed in the middle."""
