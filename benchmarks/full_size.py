@@ -209,7 +209,7 @@ def random_prior(
     )
     return InstructPix2Pix(
         unet=parts["unet"].to(memory_format=memory_format(where)),
-        vae=parts["vae"].to(memory_format=memory_format(where)),
+        vae=parts["vae"].to(memory_format=memory_format(where, of="autoencoder")),
         load_text=lambda: [(tokenizer(), copy.deepcopy(parts["text"]))],  # which is moved, and dropped
         schedule=NoiseSchedule.from_alphas_cumprod(DDIMScheduler(**SCHEDULER).alphas_cumprod),
         unet_batch_size=unet_batch_size,

@@ -121,11 +121,13 @@ with the picture, with both), by what the prompt changes (rows without it and wi
 because guidance was distilled into it (one row)."""
 
 
-def memory_format(device: torch.device, dimensions: int = 4) -> torch.memory_format:
-    """The order of numbers in memory that convolutions are fast in; clips have five dimensions."""
-    if device.type == "cuda" and dimensions == 4:
-        return torch.channels_last  # slower on CPUs
-    return torch.contiguous_format
+def memory_format(
+    device: torch.device, dimensions: int = 4, *, of: Literal["denoiser", "autoencoder"] = "denoiser"
+) -> torch.memory_format:
+    """The order of numbers in memory that a network is fast in; clips have five dimensions."""
+    if dimensions == 4 and (device.type == "cuda" or of == "autoencoder"):
+        return torch.channels_last
+    return torch.contiguous_format  # what denoisers are faster in on CPUs
 
 
 class Prior(ABC):

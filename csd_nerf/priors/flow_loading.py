@@ -15,7 +15,7 @@ from csd_nerf.errors import check
 from csd_nerf.priors.base import Prior
 from csd_nerf.priors.folder import NATIVE_TOKENS, SECOND_TEXT_ENCODER, guided_by, read_json
 from csd_nerf.priors.memory import Load, check_memory
-from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place
+from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place, place_autoencoder
 from csd_nerf.priors.quantized import Quantization
 
 _VISION_AND_LANGUAGE = ("Qwen2VLProcessor", "text_encoder", "Qwen2_5_VLForConditionalGeneration")
@@ -103,7 +103,7 @@ def load_flow(
         transformer=place(
             load_weights(transformer, folder / "transformer", dtype), device, compiled, quantization
         ),
-        vae=place(load_weights(vae, folder / "vae", vae_dtype), device, compiled=False),
+        vae=place_autoencoder(load_weights(vae, folder / "vae", vae_dtype), device),
         load_text=partial(load_text_models, folder, text_parts, dtype, quantization),
         guided_by=guided_by(folder),
         time_shift=time_shift(pipeline, read_json(folder / "scheduler/scheduler_config.json")),

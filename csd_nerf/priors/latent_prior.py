@@ -126,7 +126,8 @@ class LatentPrior(Prior):
             return self.vae.decode(self._vae_input(unscaled)).sample.float().contiguous() / 2 + 0.5
 
     def _vae_input(self, batch: Tensor) -> Tensor:
-        return batch.to(self.vae.dtype).contiguous(memory_format=memory_format(self.device, batch.ndim))
+        form = memory_format(self.device, batch.ndim, of="autoencoder")
+        return batch.to(self.vae.dtype).contiguous(memory_format=form)
 
     def _tokens(self, tokenizer: Any, prompts: list[str], limit: int) -> Any:
         """Tokens of each prompt, as many as the text encoder takes, and which of them count."""

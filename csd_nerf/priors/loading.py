@@ -47,7 +47,7 @@ from csd_nerf.priors.folder import (
 from csd_nerf.priors.memory import Load, check_memory
 from csd_nerf.priors.motion import MOTION_NAMES_HELP, MOTION_WEIGHTS, check_motion, check_motion_folder
 from csd_nerf.priors.names import find_model
-from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place
+from csd_nerf.priors.parts import TextPart, load_text_models, load_weights, place, place_autoencoder
 from csd_nerf.priors.quantized import Quantization, check_quantization
 
 NAMES_HELP = (
@@ -208,7 +208,7 @@ def load_prior(
         kind = partial(ControlNet, control_net=net, picture=control.picture, control_scale=control.scale)
     return kind(
         unet=unet,
-        vae=place(autoencoder, device, compiled=False),
+        vae=place_autoencoder(autoencoder, device),
         load_text=partial(load_text_models, folder, text_parts),
         schedule=NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod),
         prediction_type=scheduler.config.prediction_type,

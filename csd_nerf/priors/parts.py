@@ -16,13 +16,21 @@ from csd_nerf.priors.quantized import Quantization, quantized
 
 
 def place(model: Any, device: torch.device, compiled: bool, quantization: Quantization = "none") -> Any:
-    """A network where it is to run, in the form that is fast there, and with weights of so many bits."""
-    model = quantized(model, quantization)
-    if all(weight.ndim < 5 for weight in model.parameters()):  # those of clips know no other form
-        model = model.to(memory_format=memory_format(device))
+    """A denoiser where it is to run, in the form that is fast there, and with weights of so many bits."""
+    model = _in_form(quantized(model, quantization), memory_format(device))
     if compiled:
         model.compile()
     return model.to(device)
+
+
+def place_autoencoder(model: Any, device: torch.device) -> Any:
+    """An autoencoder where it is to run, in the form that is fast there."""
+    return _in_form(model, memory_format(device, of="autoencoder")).to(device)
+
+
+def _in_form(model: Any, form: torch.memory_format) -> Any:
+    clips = any(weight.ndim == 5 for weight in model.parameters())  # they know no other form
+    return model if clips else model.to(memory_format=form)
 
 
 def load_weights(model: Any, folder: Path, dtype: torch.dtype) -> Any:
