@@ -58,6 +58,7 @@ def trained(local_rank: int, world_size: int, config: Any, global_rank: int) -> 
     torch.save(known, config.output_dir / f"{global_rank}.pt")
 
 
+@pytest.mark.long
 def test_a_scene_of_two_processes_of_nerfstudio(dataset: Path, tmp_path: Path) -> None:
     config = scene_config(tmp_path, dataset)
     config.save_config()
