@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from csd_nerf.media import (
     write_picture,
 )
 from csd_nerf.translation.crops import folder_of_pictures
+from csd_nerf.translation.kept_frames import KeptFrames
 from csd_nerf.translation.model_file import TrainedTranslator
 
 Item = TypeVar("Item")
@@ -52,9 +54,7 @@ def translate_files(
         _translate_folder(translator, target, source, output, force, console)
     else:
         check_clip_output(output, force=force)
-        clip = read_clip(source)
-        frames = (translator.translate(frame, target) for frame in clip)
-        write_clip(_watched(frames, len(clip), "frames", console), output, like=clip, force=force)
+        _translate_clip(translator, target, source, output, force, console)
 
 
 def _translate_picture(
@@ -87,6 +87,26 @@ def _translate_folder(
 
     for _ in _watched(map(translate, missing), len(missing), "pictures", console):
         pass
+
+
+def _translate_clip(
+    translator: TrainedTranslator, target: int, source: Path, output: Path, force: bool, console: Console
+) -> None:
+    clip = read_clip(source)
+    identity = {
+        "clip": f"{source.resolve()}, {len(clip)} frames of {clip.width} x {clip.height}",
+        "translator": translator.digest(),
+        "prompt": translator.prompts[target],
+    }
+    check_folder_writable(output.parent)
+    kept = KeptFrames(output, identity, fresh=force)
+    if len(kept):
+        console.print(f"{len(kept)} of {len(clip)} frames are there already")
+    frames = (
+        kept.frame(number, partial(translator.translate, frame, target)) for number, frame in enumerate(clip)
+    )
+    write_clip(_watched(frames, len(clip), "frames", console), output, like=clip, force=force)
+    kept.remove()
 
 
 def _watched(items: Iterable[Item], count: int, unit: str, console: Console) -> Iterator[Item]:

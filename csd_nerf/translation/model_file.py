@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,13 @@ class TrainedTranslator:
             hint="choose one of these by --prompt, or train another with `csd-nerf translate train`",
         )
         return self.prompts.index(str(prompt))
+
+    def digest(self) -> str:
+        """Of its weights: translators that say the same of all pictures have the same."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + value.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def translate(self, picture: Float[Tensor, "3 height width"], target: int) -> Tensor:

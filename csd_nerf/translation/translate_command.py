@@ -113,7 +113,7 @@ class Apply:
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Where the translation is to be: a picture's name for a picture; NAME.mp4, NAME.gif or a NAME without an
     ending (a folder of PNGs) for a clip; a NAME without an ending for a folder, whose pictures keep their
-    names, and of which an interrupted run does those that are missing."""
+    names. After an interruption the same command does what is missing."""
     prompt: Optional[str] = None  # noqa: UP045
     """Which of the translator's targets. Of one that has but one, that."""
     force: bool = False

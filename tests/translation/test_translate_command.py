@@ -145,6 +145,31 @@ def test_a_clip_becomes_a_clip_or_frames() -> None:
     assert means == pytest.approx([0.25, 0.35, 0.45], abs=0.02)
     assert command("apply", "darker.safetensors", "clip.mp4", "-o", "frames") == 0
     assert len(os.listdir("frames")) == 3
+    assert not [name for name in os.listdir() if name.endswith(".unfinished")]
+
+
+def test_an_interrupted_clip_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    write_clip((torch.full((3, 20, 30), 0.5 + 0.1 * frame) for frame in range(4)), Path("clip.mp4"))
+    assert command("apply", "darker.safetensors", "clip.mp4", "-o", "unbroken.mp4") == 0
+    translate, done = TrainedTranslator.translate, []
+
+    def translated(self: TrainedTranslator, picture: torch.Tensor, target: int) -> torch.Tensor:
+        done.append(picture.mean().item())
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return translate(self, picture, target)
+
+    monkeypatch.setattr(TrainedTranslator, "translate", translated)
+    assert command("apply", "darker.safetensors", "clip.mp4", "-o", "out.mp4") == 130
+    assert not Path("out.mp4").exists()
+    write_clip((torch.full((3, 20, 30), 0.1) for _ in range(2)), Path("other.mp4"))
+    assert command("apply", "darker.safetensors", "other.mp4", "-o", "out.mp4") == 2
+    assert "another unfinished translation" in capsys.readouterr().err
+    assert command("apply", "darker.safetensors", "clip.mp4", "-o", "out.mp4") == 0
+    assert "2 of 4 frames are there already" in capsys.readouterr().out
+    assert done == pytest.approx([0.5, 0.6, 0.7, 0.7, 0.8], abs=0.02)
+    assert Path("out.mp4").read_bytes() == Path("unbroken.mp4").read_bytes()
+    assert not [name for name in os.listdir() if name.endswith(".unfinished")]
 
 
 @pytest.mark.parametrize(
