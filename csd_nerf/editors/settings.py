@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Optional
 
+from csd_nerf.devices import Device, present_device
 from csd_nerf.errors import check, check_at_least, option
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class EditSettings:
     """Most particles (windows, frames) that share their scores."""
     seed: int = 0
     """Decides every random choice: another answer to an ambiguous prompt."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     """Where to compute; auto takes a CUDA GPU if there is one."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Number format of the U-Net; auto takes float16 on a GPU, bfloat16 on a CPU that computes in it, else
@@ -157,11 +158,7 @@ class EditSettings:
 
     def present_device(self) -> Literal["cuda", "cpu"]:
         """Where to compute."""
-        import torch
-
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
+        return present_device(self.device)
 
     def objective(self, prior: "Prior") -> "Objective":
         """The objective, on a prior that is loaded."""

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 
 import tyro
 from typing_extensions import Self
 
+from csd_nerf.devices import Device, present_device
 from csd_nerf.editors.base_command import EditCommand, print_paths
 from csd_nerf.errors import check
 from csd_nerf.translation.settings import TranslatorSettings
@@ -118,7 +119,7 @@ class Apply:
     """Which of the translator's targets. Of one that has but one, that."""
     force: bool = False
     """Replace an output that is there."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     """Where to compute; auto takes a CUDA GPU if there is one."""
 
     def run(self) -> None:
@@ -127,7 +128,6 @@ class Apply:
         Raises:
             InputError: for a translator, an input or an output that cannot be used.
         """
-        import torch
         from rich.console import Console
 
         from csd_nerf.translation.applying import translate_files
@@ -140,10 +140,7 @@ class Apply:
             got=self.output,
             hint="choose another --output",
         )
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        translator = load_translator(self.model, device)
+        translator = load_translator(self.model, present_device(self.device))
         console = Console()
         target = translator.target(self.prompt)
         translate_files(translator, target, self.input, self.output, force=self.force, console=console)

@@ -8,11 +8,12 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.text import Text
 
+from csd_nerf.devices import Device, present_device
 from csd_nerf.display import minutes
 from csd_nerf.errors import InputError, check, check_at_least, memory_explained
 from csd_nerf.files import check_free
@@ -44,7 +45,7 @@ class Try:
     """Method whose settings are tried. Without it: csd-edit where there is a GPU, else csd-edit-tiny."""
     prior: str = ""
     """Diffusion model: bundled name, folder in diffusers format, or hub id. Without it: the method's own."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     """Where to compute; auto takes a CUDA GPU if there is one."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to be made. Without it: one by the time of day, in `tries` in the run folder."""
@@ -118,14 +119,7 @@ class Try:
             check_free(self.output, force=False)
 
     def _method(self) -> str:
-        return self.method or ("csd-edit" if self._present_device() == "cuda" else "csd-edit-tiny")
-
-    def _present_device(self) -> Literal["cuda", "cpu"]:
-        import torch
-
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
+        return self.method or ("csd-edit" if present_device(self.device) == "cuda" else "csd-edit-tiny")
 
     def _run_folder(self) -> Path:
         from csd_nerf.nerf.runs import find_run
@@ -154,7 +148,7 @@ class Try:
             )
         config.load_dir, config.prompt = self.scene, self.prompt[0]
         config.pipeline.prior = self.prior or config.pipeline.prior
-        config.machine.device_type = self._present_device()
+        config.machine.device_type = present_device(self.device)
         config.pipeline.picture_views, config.pipeline.picture_size = 1, 16  # not looked at
         config.check()
         source = config.pipeline.source_checkpoint

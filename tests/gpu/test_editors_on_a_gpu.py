@@ -96,20 +96,8 @@ def test_a_compiled_unet_says_the_same() -> None:
 
 @pytest.mark.parametrize("prior", [*EDITORS, "tiny-video"])
 def test_a_clip(prior: str) -> None:
-    main(
-        (
-            "video",
-            "clip.mp4",
-            "--prior",
-            prior,
-            "--prompt",
-            "make it night",
-            "--steps",
-            "3",
-            "-o",
-            "night.mp4",
-        )
-    )
+    edit = ("video", "clip.mp4", "--prior", prior, "--prompt", "make it night")
+    main((*edit, "--steps", "3", "-o", "night.mp4"))
     before, after = (torch.stack(list(read_clip(Path(name)))) for name in ("clip.mp4", "night.mp4"))
     assert after.shape == before.shape and after.mean() < before.mean() - 0.05
 
@@ -121,17 +109,9 @@ def test_a_panorama_of_two_windows() -> None:
 
 
 def test_a_translator() -> None:
-    train = (
-        "translate",
-        "train",
-        "--data",
-        "photos",
-        "--prior",
-        "tiny-instruct",
-        "--prompt",
-        "make it night",
-    )
-    main((*train, "--steps", "20", "--size", "64", "-o", "night.safetensors"))
+    train = ("translate", "train", "--data", "photos", "--prior", "tiny-instruct")
+    asked = ("--prompt", "make it night", "--steps", "20", "--size", "64")
+    main((*train, *asked, "-o", "night.safetensors"))
     main(("translate", "apply", "night.safetensors", "photos/0.png", "-o", "night.png"))
     before, after = (read_picture(Path(name)).pixels for name in ("photos/0.png", "night.png"))
     assert after.mean() < before.mean() - 0.02

@@ -168,7 +168,8 @@ def test_an_interrupted_clip_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: An
     assert command("apply", "darker.safetensors", "clip.mp4", "-o", "out.mp4") == 0
     assert "2 of 4 frames are there already" in capsys.readouterr().out
     assert done == pytest.approx([0.5, 0.6, 0.7, 0.7, 0.8], abs=0.02)
-    assert Path("out.mp4").read_bytes() == Path("unbroken.mp4").read_bytes()
+    whole, unbroken = (torch.stack(list(read_clip(Path(name)))) for name in ("out.mp4", "unbroken.mp4"))
+    torch.testing.assert_close(whole, unbroken, atol=1.5 / 255, rtol=0)  # weights loaded anew round otherwise
     assert not [name for name in os.listdir() if name.endswith(".unfinished")]
 
 
