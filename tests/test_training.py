@@ -20,7 +20,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from csd_nerf.bundled import bundled_path  # noqa: E402
 from csd_nerf.priors import load_prior  # noqa: E402
 from csd_nerf.scenes.operators import OPERATORS, TINTS, identity  # noqa: E402
-from training import decoder, denoising, depth, flow, motion, moving, refined_decoder, text, unet, vae, words  # noqa: E402  # noqa: E402
+from training import (  # noqa: E402
+    decoder,
+    denoising,
+    depth,
+    flow,
+    motion,
+    moving,
+    refined_decoder,
+    text,
+    unet,
+    vae,
+    wide_vae,
+    words,
+)
 from training.assembly import assembled, assembled_clips, assembled_flow  # noqa: E402
 from training.export import export_pipeline  # noqa: E402
 from training.latents import read_latents, write_latents  # noqa: E402
@@ -68,7 +81,10 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(text, "STEPS", 10)
         text.train_text(work, seed=0)
         words.train_words(work, seed=0)
-    write_latents(WORKER, some_photos(), work, seed=0)
+    write_latents(WORKER, some_photos(), vae.load_vae(work, WORKER.device), work, seed=0)
+    wide = wide_vae.widened(vae.load_vae(work, WORKER.device))
+    torch.save({"vae": wide.state_dict()}, work / f"{wide_vae.NAME}.pt")
+    write_latents(WORKER, some_photos(), wide, work, seed=0, name=flow.WIDE_LATENTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depth, "VIEWS", 2)
         depth.write_views(WORKER, work, seed=0)
@@ -85,8 +101,8 @@ def train(
     model: str, stages: Path, work: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int | None
 ) -> None:
     """Four tiny steps of a denoiser that check-point after each."""
-    needed = ["text.pt", "words.pt", "tokenizer", "latents-0-of-1.pt", "views-0-of-1.pt"]
-    needed += ["moving-0-of-1.pt"]
+    needed = ["text.pt", "words.pt", "tokenizer", "views-0-of-1.pt"]
+    needed += ["latents-0-of-1.pt", "wide-latents-0-of-1.pt", "moving-0-of-1.pt"]
     needed += {"depth": ["text-to-image.pt"], "motion": ["instruct.pt"]}.get(model, [])
     for name in needed:
         if not (work / name).exists():
@@ -139,7 +155,7 @@ def test_a_killed_training_ends_where_an_unbroken_one_does(
 
 def test_the_flow_that_is_trained_is_the_one_that_edits(stages: Path, tmp_path: Path) -> None:
     """Exported, loaded as a prior and asked: the same answer to the same text and photo."""
-    for needed in ("vae.pt", "decoder.pt", "text.pt", "words.pt", "tokenizer"):
+    for needed in ("wide-vae.pt", "text.pt", "words.pt", "tokenizer"):
         (tmp_path / needed).symlink_to(stages / needed)
     torch.manual_seed(0)
     weights = [part + 0.05 * torch.randn_like(part) for part in flow.new_transformer().parameters()]
@@ -151,7 +167,7 @@ def test_the_flow_that_is_trained_is_the_one_that_edits(stages: Path, tmp_path: 
     assert prior.guided_by == "text" and prior.time_shift == flow.TIME_SHIFT
     texts, nothing = flow.flow_text_tables(flow.FLOW, tmp_path, 0)
     generator = torch.Generator().manual_seed(1)
-    photos, noisy = torch.randn(2, 2, 4, 8, 12, generator=generator)
+    photos, noisy = torch.randn(2, 2, wide_vae.CHANNELS, 8, 12, generator=generator)
     rows = torch.stack([texts["night"][0], nothing])
     wanted = flow.velocity(flow.load_transformer(tmp_path), noisy, torch.full((2,), 0.6), photos, rows)
     packed, condition = (F.pixel_unshuffle(part, 2) for part in (noisy, photos / RAW_DEVIATION))
@@ -258,7 +274,8 @@ def test_answers_of_a_flow_lead_from_the_noisy_latents_to_the_clean() -> None:
 
 
 def test_a_flow_always_sees_its_photo(stages: Path) -> None:
-    samples = unet.Samples(flow.FLOW, read_latents(stages, 1), *flow.flow_text_tables(flow.FLOW, stages, 0))
+    variants = read_latents(stages, 1, flow.WIDE_LATENTS)
+    samples = unet.Samples(flow.FLOW, variants, *flow.flow_text_tables(flow.FLOW, stages, 0))
     batch = samples.draw(300, 8, torch.Generator().manual_seed(0))
     assert batch.text.shape == (300, 1 + words.MAX_WORDS, words.WIDTH)
     assert batch.shown.abs().amax((1, 2, 3)).min() > 0
@@ -321,21 +338,46 @@ class KilledWorker(Worker):
         return super().generator(seed, step)
 
 
+@pytest.mark.parametrize(
+    ("stage", "train_it", "load_it"),
+    [(vae, vae.train_vae, vae.load_vae), (wide_vae, wide_vae.train_wide_vae, wide_vae.load_wide_vae)],
+    ids=["vae", "wide-vae"],
+)
 def test_a_killed_autoencoder_ends_where_an_unbroken_one_does(
-    alexnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Any,
+    train_it: Any,
+    load_it: Any,
+    stages: Path,
+    alexnet: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("training.progress.SAVE_SECONDS", 0)
-    monkeypatch.setattr(vae, "BATCH", 2)
+    monkeypatch.setattr(stage, "BATCH", 2)
     results = []
     for name, workers in (("unbroken", (WORKER,)), ("broken", (KilledWorker(0, 1, WORKER.device), WORKER))):
         work = tmp_path / name
         work.mkdir()
+        if stage is wide_vae:
+            (work / "vae.pt").symlink_to(stages / "vae.pt")
         for worker in workers:
             with pytest.raises(Killed) if isinstance(worker, KilledWorker) else nullcontext():
-                vae.train_vae(worker, some_photos(), alexnet, work, Budget(steps=4), 0)
-        results.append(vae.load_vae(work, WORKER.device).state_dict())
+                train_it(worker, some_photos(), alexnet, work, Budget(steps=4), 0)
+        results.append(load_it(work, WORKER.device).state_dict())
     for weight, wanted in results[0].items():
         torch.testing.assert_close(results[1][weight], wanted)
+
+
+def test_a_wide_autoencoder_begins_as_the_narrow_one(stages: Path) -> None:
+    torch.manual_seed(1)
+    narrow = vae.load_vae(stages, WORKER.device)
+    wide = wide_vae.widened(narrow).eval()
+    pictures = Crops(some_photos()).draw(2, torch.Generator().manual_seed(0)) * 2 - 1
+    before, after = narrow.encode(pictures).latent_dist, wide.encode(pictures).latent_dist
+    assert after.mean.shape[1] == wide_vae.CHANNELS and after.mean[:, 4:].std() > 0
+    torch.testing.assert_close(after.mean[:, :4], before.mean)
+    torch.testing.assert_close(after.logvar[:, :4], before.logvar)
+    torch.testing.assert_close(wide.decode(after.mean).sample, narrow.decode(before.mean).sample)
 
 
 def test_a_decoder_is_refined_on_the_unets_edits_and_its_encoder_stays(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from diffusers import (
     AnimateDiffPipeline,
     AutoencoderKL,
@@ -20,6 +21,7 @@ from training.flow import TIME_SHIFT, load_transformer
 from training.motion import load_motion_unet
 from training.text import load_text
 from training.unet import UnetRecipe, load_unet
+from training.wide_vae import load_wide_vae
 from training.words import load_words
 
 REFINED = "refined-decoder"
@@ -50,7 +52,7 @@ def assembled_flow(work: Path) -> FluxKontextPipeline:
     """The pipeline of the finished transformer and the two text encoders in `work`."""
     clip_tokenizer, clip = load_text(work)
     t5_tokenizer, t5 = load_words(work)
-    vae = best_vae(work)
+    vae = load_wide_vae(work, torch.device("cpu"))
     vae.register_to_config(shift_factor=0.0)  # the pipeline takes it off, and None cannot be
     return FluxKontextPipeline(
         vae=vae,

@@ -93,16 +93,21 @@ def fit_decoder(
             latents = latents_of(pairs, images, generator)
             decoded = vae.decode(latents).sample.float() / 2 + 0.5
             perceived = perceptual(decoded, images)
-        difference = decoded - images
-        edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
-        pixels = difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean()
-        loss = pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived
+        loss = picture_loss(decoded, images, perceived)
         return loss, {"psnr": psnr(decoded.detach().clamp(0, 1), images).mean()}
 
     progress = fit(name, {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed)
     if worker.leads:
         save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / f"{name}.pt")
     worker.wait()
+
+
+def picture_loss(decoded: Tensor, images: Tensor, perceived: Tensor) -> Tensor:
+    """How far decoded pictures (n, 3, h, w) are from `images`; `perceived` is a distance of features."""
+    difference = decoded - images
+    edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+    pixels = difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean()
+    return pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived
 
 
 def load_decoder(name: str, work: Path) -> AutoencoderKL:

@@ -19,10 +19,14 @@ from training.progress import Budget
 from training.text import load_text, tokenize
 from training.unet import INSTRUCT, Samples, UnetRecipe, texts_by_edit
 from training.vae import RAW_DEVIATION
+from training.wide_vae import CHANNELS
 from training.words import WIDTH, load_words, tokenize_words
 
 FLOW = replace(INSTRUCT, name="flow", photo_dropped=False)
 """A transformer of this class is guided by text alone: it always sees the photo."""
+
+WIDE_LATENTS = "wide-latents"
+"""The stage that encodes what it learns from."""
 
 PEAK_LEARNING_RATE = 1e-3
 TIME_SHIFT = 2.0
@@ -40,7 +44,7 @@ PLACE_WIDTHS = (4, 14, 14)
 def new_transformer() -> FluxTransformer2DModel:
     """The untrained denoiser."""
     transformer = FluxTransformer2DModel(
-        in_channels=4 * PATCH**2,
+        in_channels=CHANNELS * PATCH**2,
         num_layers=1,
         num_single_layers=6,
         attention_head_dim=HEAD_WIDTH,
@@ -121,9 +125,9 @@ def velocity(
     """What the transformer says.
 
     Args:
-        noisy: (n, 4, h, w).
+        noisy: (n, c, h, w).
         times: s, (n,).
-        photos: unscaled latents (n, 4, h, w).
+        photos: unscaled latents (n, c, h, w).
         text: rows of `flow_text_tables`.
     """
     height, width = noisy.shape[2] // PATCH, noisy.shape[3] // PATCH
@@ -163,7 +167,8 @@ def train_flow(worker: Worker, work: Path, budget: Budget, seed: int, snapshot: 
     if worker.device.type == "cpu":
         # Written-out attention: for so few tokens the fused kernel's backward takes longer on a CPU.
         transformer.set_attention_backend("_native_math")
-    samples = Samples(FLOW, read_latents(work, worker.count), *flow_text_tables(FLOW, work, seed))
+    variants = read_latents(work, worker.count, WIDE_LATENTS)
+    samples = Samples(FLOW, variants, *flow_text_tables(FLOW, work, seed))
 
     def predict(*inputs: Tensor) -> Tensor:
         return velocity(transformer, *inputs)

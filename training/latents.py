@@ -1,4 +1,4 @@
-"""Stage 3: every photo under every edit, encoded once: the U-Net's training never runs the autoencoder."""
+"""Every photo under every edit, encoded once: the training of a denoiser never runs the autoencoder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from csd_nerf.scenes.operators import OPERATORS, TINTS
@@ -13,7 +14,9 @@ from csd_nerf.seeds import step_seed
 from training.parallel import Worker
 from training.photos import Photo, resized
 from training.progress import save_whole
-from training.vae import load_vae
+
+NAME = "latents"
+"""Of the stage, and of its files."""
 
 SHORT_SIDES = (96, 160)
 """Pixels: around the sizes the prior is used at, so that whole pictures of 96 and 128 px look familiar."""
@@ -29,16 +32,17 @@ class Variant:
     """One photo at one size, mirrored or not, and what the edits make of it: unscaled latents in fp16."""
 
     source: Tensor
-    """(4, h, w)."""
+    """(c, h, w)."""
     targets: dict[str, Tensor]
-    """By name of the operator, of the tint's hue, or `PAINTED`; each (4, h, w)."""
+    """By name of the operator, of the tint's hue, or `PAINTED`; each (c, h, w)."""
 
 
-def write_latents(worker: Worker, photos: list[Photo], work: Path, seed: int) -> None:
-    """Encode this worker's share of the photos to `work/latents-RANK-of-COUNT.pt`."""
-    file = _file(work, worker.rank, worker.count)
+def write_latents(
+    worker: Worker, photos: list[Photo], vae: AutoencoderKL, work: Path, seed: int, name: str = NAME
+) -> None:
+    """Encode this worker's share of the photos to `work/NAME-RANK-of-COUNT.pt`."""
+    file = _file(name, work, worker.rank, worker.count)
     if not file.exists():
-        vae = load_vae(work, worker.device)
 
         @torch.no_grad()
         def encode(pictures: Tensor) -> Tensor:
@@ -69,14 +73,14 @@ def write_latents(worker: Worker, photos: list[Photo], work: Path, seed: int) ->
     worker.wait()
 
 
-def read_latents(work: Path, count: int) -> list[Variant]:
+def read_latents(work: Path, count: int, name: str = NAME) -> list[Variant]:
     """What the `count` workers of `write_latents` wrote."""
-    files = [_file(work, rank, count) for rank in range(count)]
+    files = [_file(name, work, rank, count) for rank in range(count)]
     return [Variant(*fields) for file in files for fields in torch.load(file, weights_only=True)]
 
 
-def _file(work: Path, rank: int, count: int) -> Path:
-    return work / f"latents-{rank}-of-{count}.pt"
+def _file(name: str, work: Path, rank: int, count: int) -> Path:
+    return work / f"{name}-{rank}-of-{count}.pt"
 
 
 def _prepared(picture: Tensor, short_side: int, mirrored: bool) -> Tensor:

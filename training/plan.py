@@ -13,7 +13,8 @@ from training.decoder import train_decoder
 from training.depth import NAME as DEPTH
 from training.depth import train_depth, write_views
 from training.export import export_control_net, export_pipeline
-from training.flow import FLOW, train_flow
+from training.flow import FLOW, WIDE_LATENTS, train_flow
+from training.latents import NAME as LATENTS
 from training.latents import write_latents
 from training.motion import NAME as MOTION
 from training.motion import train_motion
@@ -26,18 +27,20 @@ from training.refined_decoder import refine_decoder
 from training.takeover import take_over
 from training.text import train_text
 from training.unet import INSTRUCT, TEXT_TO_IMAGE, UnetRecipe, train_unet
-from training.vae import train_vae
+from training.vae import load_vae, train_vae
+from training.wide_vae import NAME as WIDE
+from training.wide_vae import load_wide_vae, train_wide_vae
 from training.words import train_words
 
 STEPS = {
     "vae": 2172, "decoder": 1800, "instruct": 14000, REFINED: 700, "text-to-image": 5000, "depth": 1500,
-    FLOW.name: 3000, MOTION: 3000,
+    WIDE: 2400, FLOW.name: 3000, MOTION: 3000,
 }  # fmt: skip
 """Of the stages that train for long."""
 
 STAGES = (
-    "vae", "decoder", "text", "latents", "instruct", REFINED, "text-to-image", "views", "depth",
-    "words", FLOW.name, "moving", MOTION, "export",
+    "vae", "decoder", "text", LATENTS, "instruct", REFINED, "text-to-image", "views", "depth",
+    WIDE, WIDE_LATENTS, "words", FLOW.name, "moving", MOTION, "export",
 )  # fmt: skip
 
 PRIORS: dict[str, UnetRecipe] = {"tiny_instruct": INSTRUCT, "tiny_sd": TEXT_TO_IMAGE}
@@ -72,7 +75,7 @@ def follow(worker: Worker, plan: Plan) -> None:
     if plan.taken_over is not None and worker.leads:
         take_over(plan.taken_over, plan.work)
     worker.wait()
-    if {"vae", "decoder", "latents", REFINED, "moving"} & set(plan.stages):
+    if {"vae", "decoder", LATENTS, REFINED, WIDE, WIDE_LATENTS, "moving"} & set(plan.stages):
         if worker.leads:
             cached_training_photos(plan.shared, plan.work / "photos.pt")
         worker.wait()
@@ -85,8 +88,8 @@ def follow(worker: Worker, plan: Plan) -> None:
     if "text" in plan.stages and worker.leads and not (plan.work / "text.pt").exists():
         train_text(plan.work, plan.seed)
     worker.wait()
-    if "latents" in plan.stages:
-        write_latents(worker, photos, plan.work, plan.seed)
+    if LATENTS in plan.stages:
+        write_latents(worker, photos, load_vae(plan.work, worker.device), plan.work, plan.seed)
     for folder, recipe in PRIORS.items():
         if recipe.name in plan.stages:
             snapshot = plan.work / "snapshots" / folder
@@ -113,6 +116,11 @@ def follow(worker: Worker, plan: Plan) -> None:
             plan.seed,
             lambda: export_control_net(plan.work, snapshot),
         )
+    if WIDE in plan.stages and not (plan.work / f"{WIDE}.pt").exists():
+        train_wide_vae(worker, photos, alexnet, plan.work, plan.budgets[WIDE], plan.seed)
+    if WIDE_LATENTS in plan.stages:
+        wide_vae = load_wide_vae(plan.work, worker.device)
+        write_latents(worker, photos, wide_vae, plan.work, plan.seed, WIDE_LATENTS)
     if "words" in plan.stages and worker.leads and not (plan.work / "words.pt").exists():
         train_words(plan.work, plan.seed)
     worker.wait()

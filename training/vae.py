@@ -32,14 +32,14 @@ EDITS: tuple[Edit, ...] = (*(operator.apply for operator in OPERATORS.values()),
 _SHARE_UNEDITED, _SHARE_PAINTED = 0.3, 0.15
 
 
-def new_vae() -> AutoencoderKL:
+def new_vae(latent_channels: int = 4) -> AutoencoderKL:
     """The untrained autoencoder."""
     return AutoencoderKL(
         block_out_channels=(32, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=96,
