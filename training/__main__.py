@@ -5,11 +5,11 @@
     python -m training --out csd_nerf/bundled --work ../bundled-priors-work
 
 Reads photos and LPIPS's AlexNet from `CSD_NERF_SHARED` (default `../shared` next to the repository). Each
-stage leaves a file in the working folder; a run that was killed goes on where it was. `tiny-flow` alone,
-beside the autoencoder that is bundled:
+stage leaves a file in the working folder; a run that was killed goes on where it was. `tiny-flow` alone, its
+autoencoder begun from the one that is bundled:
 
     python -m training --out OUT --work WORK --take-over csd_nerf/bundled/tiny_instruct \\
-        --stages latents words flow export
+        --stages wide-vae wide-latents words flow export
 
 and `tiny-video` alone, in the finished `tiny-instruct`:
 

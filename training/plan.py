@@ -34,7 +34,7 @@ from training.words import train_words
 
 STEPS = {
     "vae": 2172, "decoder": 1800, "instruct": 14000, REFINED: 700, "text-to-image": 5000, "depth": 1500,
-    WIDE: 2400, FLOW.name: 3000, MOTION: 3000,
+    WIDE: 3400, FLOW.name: 4000, MOTION: 3000,
 }  # fmt: skip
 """Of the stages that train for long."""
 
