@@ -93,7 +93,7 @@ def test_loads_without_complaint(loaded: Loaded) -> None:
     assert loaded.messages == []
     pipeline = loaded.pipeline
     denoiser = pipeline.transformer if loaded.name == FLOW else pipeline.unet
-    assert denoiser.config.in_channels == (16 if loaded.name == FLOW else 8)
+    assert denoiser.config.in_channels == (8 * 2**2 if loaded.name == FLOW else 2 * 4)
     assert pipeline.vae.config.scaling_factor == 0.5
     assert load_prior(loaded.name, device="cpu").native_size == 96
 

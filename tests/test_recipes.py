@@ -58,9 +58,9 @@ def test_the_recipe_tiny_flow_is_tiny_with_the_other_bundled_editor() -> None:
     assert objective.timesteps == "annealed" and load_prior("tiny-flow", device="cpu").guided_by == "text"
     flow.pipeline.check()
     flow.recipe, flow.pipeline.prior = tiny.recipe, tiny.pipeline.prior
-    for name in ("timesteps", "min_timestep", "max_timestep"):
+    for name in ("timesteps", "min_timestep", "max_timestep", "text_guidance"):
         setattr(objective, name, getattr(tiny.pipeline.objective, name))
-    flow.pipeline.descent.learning_rate = tiny.pipeline.descent.learning_rate
+    flow.pipeline.descent = tiny.pipeline.descent
     assert flow == tiny
 
 
