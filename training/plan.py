@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.assembly import assembled, assembled_clips, assembled_flow
+from training.assembly import assembled, assembled_clips, assembled_flow, best_vae
 from training.decoder import train_decoder
 from training.depth import NAME as DEPTH
 from training.depth import train_depth, write_views
@@ -117,7 +117,7 @@ def follow(worker: Worker, plan: Plan) -> None:
             lambda: export_control_net(plan.work, snapshot),
         )
     if WIDE in plan.stages and not (plan.work / f"{WIDE}.pt").exists():
-        train_wide_vae(worker, photos, alexnet, plan.work, plan.budgets[WIDE], plan.seed)
+        train_wide_vae(worker, best_vae(plan.work), photos, alexnet, plan.work, plan.budgets[WIDE], plan.seed)
     if WIDE_LATENTS in plan.stages:
         wide_vae = load_wide_vae(plan.work, worker.device)
         write_latents(worker, photos, wide_vae, plan.work, plan.seed, WIDE_LATENTS)

@@ -21,7 +21,6 @@ from training.vae import (
     KL_WEIGHT,
     Crops,
     Perceptual,
-    load_vae,
     new_vae,
     normalise_latents,
 )
@@ -55,11 +54,21 @@ def widened(narrow: AutoencoderKL) -> AutoencoderKL:
 
 
 def train_wide_vae(
-    worker: Worker, photos: list[Photo], perceptual_weights: Path, work: Path, budget: Budget, seed: int
+    worker: Worker,
+    narrow: AutoencoderKL,
+    photos: list[Photo],
+    perceptual_weights: Path,
+    work: Path,
+    budget: Budget,
+    seed: int,
 ) -> None:
-    """Train, then write `work/wide-vae.pt`; goes on from `work/wide-vae-checkpoint.pt` where there is one."""
+    """Train, then write `work/wide-vae.pt`; goes on from `work/wide-vae-checkpoint.pt` where there is one.
+
+    Args:
+        narrow: what it begins as.
+    """
     torch.manual_seed(seed)
-    vae = widened(load_vae(work, worker.device)).to(worker.device).train().requires_grad_(True)
+    vae = widened(narrow).to(worker.device).train()
     optimiser = torch.optim.AdamW(
         vae.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
