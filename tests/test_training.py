@@ -344,12 +344,11 @@ def begun_as_a_new_one(worker: Worker, *arguments: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "train_it", "load_it"),
-    [(vae, vae.train_vae, vae.load_vae), (wide_vae, begun_as_a_new_one, wide_vae.load_wide_vae)],
+    ("train_it", "load_it"),
+    [(vae.train_vae, vae.load_vae), (begun_as_a_new_one, wide_vae.load_wide_vae)],
     ids=["vae", "wide-vae"],
 )
 def test_a_killed_autoencoder_ends_where_an_unbroken_one_does(
-    stage: Any,
     train_it: Any,
     load_it: Any,
     alexnet: Path,
@@ -357,7 +356,7 @@ def test_a_killed_autoencoder_ends_where_an_unbroken_one_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("training.progress.SAVE_SECONDS", 0)
-    monkeypatch.setattr(stage, "BATCH", 2)
+    monkeypatch.setattr(vae, "BATCH", 2)
     results = []
     for name, workers in (("unbroken", (WORKER,)), ("broken", (KilledWorker(0, 1, WORKER.device), WORKER))):
         work = tmp_path / name

@@ -117,17 +117,56 @@ class Crops:
         return crop, self.edits[_index(len(self.edits), generator)]
 
 
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(decoded pictures and wanted ones, (n, 3, h, w), and how far apart their features are) to a loss."""
+
+
 def train_vae(
     worker: Worker, photos: list[Photo], perceptual_weights: Path, work: Path, budget: Budget, seed: int
 ) -> None:
-    """Train, then write `work/vae.pt`; goes on from `work/vae-checkpoint.pt` where there is one."""
+    """Train, then write `work/vae.pt`; see `fit_vae`."""
     torch.manual_seed(seed)
-    vae = new_vae().to(worker.device)
+
+    def distance(decoded: Tensor, images: Tensor, perceived: Tensor) -> Tensor:
+        pixels = F.l1_loss(decoded, images) * 2
+        edges = F.l1_loss(decoded.diff(dim=-1), images.diff(dim=-1)) + F.l1_loss(
+            decoded.diff(dim=-2), images.diff(dim=-2)
+        )
+        return pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived
+
+    fit_vae(
+        "vae",
+        new_vae(),
+        Crops(photos),
+        distance,
+        perceptual_weights,
+        peak_learning_rate=PEAK_LEARNING_RATE,
+        worker=worker,
+        work=work,
+        budget=budget,
+        seed=seed,
+    )
+
+
+def fit_vae(
+    name: str,
+    vae: AutoencoderKL,
+    crops: Crops,
+    distance: Distance,
+    perceptual_weights: Path,
+    *,
+    peak_learning_rate: float,
+    worker: Worker,
+    work: Path,
+    budget: Budget,
+    seed: int,
+) -> None:
+    """Train both halves of `vae`, then write `work/NAME.pt`; goes on from `work/NAME-checkpoint.pt`."""
+    vae.to(worker.device)
     optimiser = torch.optim.AdamW(
-        vae.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+        vae.parameters(), lr=peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     perceptual = Perceptual(perceptual_weights)
-    crops = Crops(photos)
 
     def loss_of(fraction: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         images = crops.draw(BATCH // worker.count, generator).to(worker.device)
@@ -136,25 +175,17 @@ def train_vae(
             noise = torch.randn(posterior.mean.shape, generator=generator).to(worker.device)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float() / 2 + 0.5
             perceived = perceptual(decoded, images)
-        pixels = F.l1_loss(decoded, images) * 2
-        edges = F.l1_loss(decoded.diff(dim=-1), images.diff(dim=-1)) + F.l1_loss(
-            decoded.diff(dim=-2), images.diff(dim=-2)
-        )
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        loss = pixels + GRADIENT_WEIGHT * edges + PERCEPTUAL_WEIGHT * perceived + KL_WEIGHT * divergence
-        return loss, {
-            "pixels": pixels,
+        return distance(decoded, images, perceived) + KL_WEIGHT * divergence, {
             "perceived": perceived,
             "psnr": psnr(decoded.detach().clamp(0, 1), images).mean(),
         }
 
-    progress = fit(
-        "vae", {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed
-    )
+    progress = fit(name, {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed)
     if worker.leads:
         normalise_latents(vae, crops.draw(512, worker.generator(seed, -1)).to(worker.device))
-        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / "vae.pt")
+        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / f"{name}.pt")
     worker.wait()
 
 
@@ -162,7 +193,7 @@ def train_vae(
 def normalise_latents(vae: AutoencoderKL, images: Tensor) -> None:
     """Fold each channel's mean and deviation into the quant convolutions: mean 0, `RAW_DEVIATION`."""
     means = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in images.split(32)])
-    centre = means.mean((0, 2, 3))  # (4,)
+    centre = means.mean((0, 2, 3))  # (c,)
     gain = RAW_DEVIATION / means.std((0, 2, 3))
     channels = centre.numel()
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -173,10 +204,10 @@ def normalise_latents(vae: AutoencoderKL, images: Tensor) -> None:
     quant.bias[channels:] += 2 * gain.log()
 
 
-def load_vae(work: Path, device: torch.device) -> AutoencoderKL:
-    """The autoencoder that `train_vae` left, frozen."""
-    vae = new_vae()
-    vae.load_state_dict(torch.load(work / "vae.pt", map_location="cpu", weights_only=True)["vae"])
+def load_vae(work: Path, device: torch.device, name: str = "vae", latent_channels: int = 4) -> AutoencoderKL:
+    """The autoencoder that `fit_vae` left, frozen."""
+    vae = new_vae(latent_channels)
+    vae.load_state_dict(torch.load(work / f"{name}.pt", map_location="cpu", weights_only=True)["vae"])
     return vae.to(device).eval().requires_grad_(False)
 
 
