@@ -74,9 +74,8 @@ def text_to_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     config = UNet2DConditionModel.load_config(bundled / "unet")
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(
-        {**config, "in_channels": 4, "block_out_channels": [16, 32, 48], "attention_head_dim": [1, 2, 3]}
-    )
+    smaller = {"block_out_channels": [16, 32, 48], "attention_head_dim": [1, 2, 3]}
+    unet = UNet2DConditionModel.from_config({**config, "in_channels": config["out_channels"], **smaller})
     unet.save_pretrained(folder / "unet")
     return folder
 

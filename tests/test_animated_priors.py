@@ -57,7 +57,7 @@ def test_one_step_equals_the_pipelines(folder: Path, prior: Any, generator: torc
     pipeline = AnimateDiffPipeline.from_pretrained(folder, use_safetensors=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
-    start = torch.randn(1, 4, 5, 8, 12, generator=generator)
+    start = torch.randn(1, prior.latent_channels, 5, 8, 12, generator=generator)
     options = {"height": 32, "width": 48, "num_frames": 5, "latents": start, "guidance_scale": 7.5}
     theirs = pipeline(PROMPT, num_inference_steps=1, output_type="latent", **options).frames
     t = int(pipeline.scheduler.timesteps[0])
@@ -114,7 +114,7 @@ def test_methods_for_descriptions_ask_it(
     prior: Prior, clips: torch.Tensor, generator: torch.Generator, method: str
 ) -> None:
     source, condition = prior.encode_source(clips)
-    assert source.shape == (2, 4, 5, 8, 12) and condition.shape == (2, 0, 5, 8, 12)
+    assert source.shape == (2, prior.latent_channels, 5, 8, 12) and condition.shape == (2, 0, 5, 8, 12)
     config = preset(method)
     config.transport = "svgd"
     step = Objective(config, Elsewhere(prior, torch.device("cpu"))).gradient(
@@ -144,14 +144,14 @@ def test_methods_for_instructions_ask_it(
 def test_micro_batches_count_the_frames(
     instructed: Any, clips: torch.Tensor, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noisy = torch.randn(2, 4, 5, 8, 12, generator=generator)
+    noisy = torch.randn(2, instructed.latent_channels, 5, 8, 12, generator=generator)
     text = instructed.embed(["make it night"]).expand(2, -1, -1)
     together = instructed.predict_noise(noisy, T, text, None)
     seen = []
     instructed.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     monkeypatch.setattr(instructed, "unet_batch_size", 9)
     torch.testing.assert_close(instructed.predict_noise(noisy, T, text, None), together, rtol=1e-4, atol=1e-5)
-    assert seen == [(1, 8, 5, 8, 12)] * 2
+    assert seen == [(1, 2 * instructed.latent_channels, 5, 8, 12)] * 2
 
 
 def test_what_the_folder_says_is_what_the_prior_says(
@@ -186,7 +186,7 @@ def test_what_cannot_be_used_is_refused(
     tmp_path: Path,
     generator: torch.Generator,
 ) -> None:
-    long = torch.randn(1, 4, 9, 8, 12, generator=generator)
+    long = torch.randn(1, prior.latent_channels, 9, 8, 12, generator=generator)
     with pytest.raises(InputError, match="cannot see so long a clip at once(.|\n)*8 frames at most"):
         prior.predict_noise(long, T, prior.embed([""]), None)
     config = preset("dds")

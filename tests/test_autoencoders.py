@@ -40,6 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             block_out_channels=(8, 8, 8),
             down_block_types=ATTENTION_FREE[0],
             up_block_types=ATTENTION_FREE[1],
+            latent_channels=8,
             norm_num_groups=4,
             scaling_factor=0.5,
         ),
@@ -48,6 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             decoder_block_out_channels=(8, 8, 8),
             num_encoder_blocks=(1, 1, 1),
             num_decoder_blocks=(1, 1, 1),
+            latent_channels=8,
         ),
     }
     folder = tmp_path_factory.mktemp("autoencoders")
@@ -219,8 +221,8 @@ def test_half_precision_files_alone_will_do(folders: dict[str, Path], tmp_path: 
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("AutoencoderKL", {"latent_channels": 16}, "latent channels 4(.|\n)*latent channels 16"),
-        ("AutoencoderTiny", {"latent_channels": 16}, "latent channels 4(.|\n)*latent channels 16"),
+        ("AutoencoderKL", {"latent_channels": 16}, "latent channels 8(.|\n)*latent channels 16"),
+        ("AutoencoderTiny", {"latent_channels": 16}, "latent channels 8(.|\n)*latent channels 16"),
         ("AutoencoderKL", {"scaling_factor": 0.13025}, "scaling_factor 0.5(.|\n)*scaling_factor 0.13025"),
         ("AutoencoderTiny", {"scaling_factor": 0.5}, "scaling_factor 1.0(.|\n)*scaling_factor 0.5"),
         ("AutoencoderTiny", {"encoder_block_out_channels": [8, 8]}, "latent 4(.|\n)*latent 2"),

@@ -73,7 +73,7 @@ def test_one_step_equals_the_pipelines(
         feature_extractor=None,
         image_encoder=None,
     )
-    start = torch.randn(1, 4, 8, 12, generator=generator)
+    start = torch.randn(1, pipeline.vae.config.latent_channels, 8, 12, generator=generator)
     picture = depth_picture(depth[:1]).expand(-1, 3, -1, -1)
     theirs = step_of_pipeline(pipeline, PROMPT, start, image=picture, controlnet_conditioning_scale=scale)
 
@@ -92,7 +92,7 @@ def test_zero_convolutions_change_nothing(
     unet = UNet2DConditionModel.from_pretrained(text_to_image_folder, subfolder="unet")
     ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16, 16)).save_pretrained(tmp_path)
     prior = load(text_to_image_folder, tmp_path)
-    noisy = torch.randn(3, 4, 8, 12, generator=generator)
+    noisy = torch.randn(3, prior.latent_channels, 8, 12, generator=generator)
     condition = prior.condition(depth)
     expected = predict(text_to_image_prior, noisy, None)
     torch.testing.assert_close(predict(prior, noisy, condition), expected, rtol=0, atol=1e-6)
@@ -108,7 +108,7 @@ def test_without_picture_or_scale_it_is_the_plain_model(
     prior: ControlNet, text_to_image_prior: Prior, depth: Tensor, generator, monkeypatch
 ) -> None:
     """None, rows of zeros among others, and scale 0: all are the text-to-image model."""
-    noisy = torch.randn(3, 4, 8, 12, generator=generator)
+    noisy = torch.randn(3, prior.latent_channels, 8, 12, generator=generator)
     condition = prior.condition(depth)
     plain, controlled = predict(text_to_image_prior, noisy, None), predict(prior, noisy, condition)
     assert (plain - controlled).abs().amax((1, 2, 3)).min() > 0.01
@@ -124,7 +124,7 @@ def test_without_picture_or_scale_it_is_the_plain_model(
 def test_micro_batches_keep_rows_and_pictures_together(
     prior: ControlNet, depth: Tensor, generator, monkeypatch
 ) -> None:
-    noisy = torch.randn(7, 4, 8, 12, generator=generator)
+    noisy = torch.randn(7, prior.latent_channels, 8, 12, generator=generator)
     condition = prior.condition(depth)[[0, 1, 2, 2, 1, 0, 1]]
     before = prior.unet_evaluations
     expected = predict(prior, noisy, condition)
@@ -139,7 +139,7 @@ def test_velocity_is_turned_into_noise(
 ) -> None:
     folder = shutil.copytree(text_to_image_folder, tmp_path / "prior")
     edit_json(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    noisy, t = torch.randn(3, 4, 8, 12, generator=generator), 300
+    noisy, t = torch.randn(3, prior.latent_channels, 8, 12, generator=generator), 300
     condition = prior.condition(depth)
     velocity = predict(prior, noisy, condition, t)  # the same network, whose answer is taken for noise
     alpha, sigma = prior.schedule.alphas[t], prior.schedule.sigmas[t]
@@ -150,7 +150,7 @@ def test_velocity_is_turned_into_noise(
 def test_bfloat16_is_near_float32(
     prior: ControlNet, text_to_image_folder: Path, control_net_folder: Path, depth: Tensor, generator
 ) -> None:
-    noisy = torch.randn(3, 4, 8, 12, generator=generator)
+    noisy = torch.randn(3, prior.latent_channels, 8, 12, generator=generator)
     control = ControlConfig(str(control_net_folder), "depth")
     half = load_prior(str(text_to_image_folder), device="cpu", dtype=torch.bfloat16, control=control)
     assert isinstance(half, ControlNet) and half.control_net.dtype == torch.bfloat16
@@ -164,7 +164,7 @@ def test_residuals_show_every_branch_its_view(
     prior: ControlNet, depth: Tensor, generator, residual: str
 ) -> None:
     """Each view by itself gets what it gets among others; the source branch is shown the same picture."""
-    source = 0.5 * torch.randn(3, 4, 8, 12, generator=generator)
+    source = 0.5 * torch.randn(3, prior.latent_channels, 8, 12, generator=generator)
     texts = prior.embed([PROMPT, "a photo of a bear", ""]).split(1)
     latents = source + 0.3 * torch.randn(source.shape, generator=generator)
     noise = torch.randn(source.shape, generator=generator)
@@ -188,7 +188,7 @@ def test_the_structure_loss_is_differentiated_through_the_control_net(
 ) -> None:
     text = prior.embed([PROMPT]).expand(3, -1, -1)
     condition = prior.condition(depth)
-    noisy = torch.randn(3, 4, 8, 12, generator=generator)
+    noisy = torch.randn(3, prior.latent_channels, 8, 12, generator=generator)
     direction = torch.randn(noisy.shape, generator=generator)
 
     def measure(latents: Tensor) -> Tensor:

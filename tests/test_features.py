@@ -151,7 +151,9 @@ def test_lpips_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_feature_of_latents_is_that_of_their_pictures(text_to_image_prior: Prior, generator) -> None:
     feature = load_feature("colours", text_to_image_prior)
     assert feature is not None and load_feature("latents", text_to_image_prior) is None
-    latents = (0.3 * torch.randn(2, 4, 8, 12, generator=generator)).requires_grad_()
+    latents = (
+        0.3 * torch.randn(2, text_to_image_prior.latent_channels, 8, 12, generator=generator)
+    ).requires_grad_()
     features = feature(latents)
     torch.testing.assert_close(features, colours(text_to_image_prior.decode(latents)))
 
@@ -170,7 +172,7 @@ def test_the_objective_compares_pictures(
     prior = text_to_image_prior
     if distance == "lpips":
         monkeypatch.setenv("TORCH_HOME", str(request.getfixturevalue("alexnet")))
-    latents = 0.5 * torch.randn(3, 4, 16, 24, generator=torch.Generator().manual_seed(3))
+    latents = 0.5 * torch.randn(3, prior.latent_channels, 16, 24, generator=torch.Generator().manual_seed(3))
 
     def step(**changes):
         objective = Objective(ObjectiveConfig(residual="sds", weighting="uniform", **changes), prior)

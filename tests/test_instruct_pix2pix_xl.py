@@ -24,9 +24,10 @@ PROMPT = "make it night"
 @pytest.fixture(scope="module")
 def folder(xl_folder: Path) -> Path:  # noqa: F811
     """Stable Diffusion XL's, with a U-Net of twice the channels."""
-    config = UNet2DConditionModel.load_config(xl_folder / "unet")
+    config = dict(UNet2DConditionModel.load_config(xl_folder / "unet"))
+    config["in_channels"] = 2 * config["out_channels"]
     torch.manual_seed(0)
-    UNet2DConditionModel.from_config({**config, "in_channels": 8}).save_pretrained(xl_folder / "unet")
+    UNet2DConditionModel.from_config(config).save_pretrained(xl_folder / "unet")
     edit_json(xl_folder / "model_index.json", _class_name="StableDiffusionXLInstructPix2PixPipeline")
     return xl_folder
 
@@ -41,7 +42,7 @@ def test_one_step_equals_the_pipelines(folder: Path, generator, empty_is_zero: b
     )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    start = torch.randn(1, 4, 8, 12, generator=generator)
+    start = torch.randn(1, pipeline.vae.config.latent_channels, 8, 12, generator=generator)
     photo = torch.rand(1, 3, 32, 48, generator=generator)
     theirs = pipeline(
         PROMPT,

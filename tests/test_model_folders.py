@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def answers(prior: Prior) -> list[torch.Tensor]:
     """Something of every part."""
     generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(1, 4, 8, 8, generator=generator)
+    noisy = torch.randn(1, prior.latent_channels, 8, 8, generator=generator)
     text = prior.embed(["make it night"])
     pictures = torch.rand(1, 3, 32, 32, generator=generator)
     return [text, prior.encode(pictures), prior.predict_noise(noisy, 300, text, None)]

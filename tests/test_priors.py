@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_one_step_equals_the_pipelines(tiny_prior: InstructPix2Pix, pipeline, images, generator) -> None:
-    start = torch.randn(1, 4, 8, 12, generator=generator)
+    start = torch.randn(1, tiny_prior.latent_channels, 8, 12, generator=generator)
     guidance = Guidance(7.5, 1.5)
     theirs = pipeline(
         PROMPT,
@@ -88,7 +88,7 @@ def test_one_step_of_a_text_to_image_model_equals_the_pipelines(
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(text_to_image_folder, use_safetensors=True)
-    start = torch.randn(1, 4, 8, 12, generator=generator)
+    start = torch.randn(1, text_to_image_prior.latent_channels, 8, 12, generator=generator)
     theirs = step_of_pipeline(pipeline, PROMPT, start)
 
     assert isinstance(text_to_image_prior, StableDiffusion) and not text_to_image_prior.image_conditioned
@@ -99,7 +99,7 @@ def test_one_step_of_a_text_to_image_model_equals_the_pipelines(
 
 
 def test_add_noise_is_diffusers(tiny_prior: InstructPix2Pix, pipeline, generator) -> None:
-    latents, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    latents, noise = torch.randn(2, 2, tiny_prior.latent_channels, 8, 8, generator=generator)
     assert tiny_prior.schedule.num_timesteps == pipeline.scheduler.config.num_train_timesteps
     for t in (0, 20, 500, 999):
         expected = pipeline.scheduler.add_noise(latents, noise, torch.tensor([t, t]))
@@ -133,7 +133,7 @@ def test_velocity_is_turned_into_noise(
     epsilon_prior = request.getfixturevalue(kind)
     edit_json(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     prior = load_prior(str(folder), device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
-    noisy, t = torch.randn(2, 4, 8, 8, generator=generator), 300
+    noisy, t = torch.randn(2, prior.latent_channels, 8, 8, generator=generator), 300
     text = epsilon_prior.embed([PROMPT, ""])
     network_output = epsilon_prior.predict_noise(noisy, t, text, None)  # the same network predicts "noise"
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -159,8 +159,8 @@ def test_gradient_of_encode_is_the_finite_difference(tiny_prior: InstructPix2Pix
 
 
 def test_micro_batches_change_nothing(tiny_prior: InstructPix2Pix, images, generator, monkeypatch) -> None:
-    noisy = torch.randn(7, 4, 8, 8, generator=generator)
-    condition = torch.randn(7, 4, 8, 8, generator=generator)
+    noisy = torch.randn(7, tiny_prior.latent_channels, 8, 8, generator=generator)
+    condition = torch.randn(7, tiny_prior.latent_channels, 8, 8, generator=generator)
     text = tiny_prior.embed([PROMPT]).expand(7, -1, -1)
 
     def everything() -> list[torch.Tensor]:
@@ -192,7 +192,7 @@ def test_memory_of_encode_does_not_grow_with_the_views(tiny_prior: InstructPix2P
 
 
 def test_predict_noise_is_float32_without_gradient_and_counts(tiny_prior: InstructPix2Pix, generator) -> None:
-    noisy = torch.randn(3, 4, 8, 8, generator=generator, requires_grad=True)
+    noisy = torch.randn(3, tiny_prior.latent_channels, 8, 8, generator=generator, requires_grad=True)
     text = tiny_prior.embed(["", PROMPT, ""])
     before = tiny_prior.unet_evaluations
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -203,7 +203,7 @@ def test_predict_noise_is_float32_without_gradient_and_counts(tiny_prior: Instru
 
 
 def test_bfloat16_is_near_float32(tiny_prior: InstructPix2Pix, generator) -> None:
-    noisy = torch.randn(2, 4, 8, 8, generator=generator)
+    noisy = torch.randn(2, tiny_prior.latent_channels, 8, 8, generator=generator)
     text = tiny_prior.embed(["", PROMPT])
     half = load_prior("tiny-instruct", device="cpu", dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
@@ -276,9 +276,9 @@ def test_pickled_weights_are_not_weights(folder: Path) -> None:
 
 def test_models_of_another_kind_are_refused(folder: Path) -> None:
     edit_json(folder / "unet/config.json", in_channels=9)
-    with pytest.raises(InputError, match="neither(.|\n)*8 and 4(.|\n)*9 input channels and 4 latent"):
+    with pytest.raises(InputError, match="neither(.|\n)*8 and 4(.|\n)*9 input channels and 8 latent"):
         check_prior(str(folder))
-    edit_json(folder / "unet/config.json", in_channels=4, class_embed_type="projection")
+    edit_json(folder / "unet/config.json", in_channels=8, class_embed_type="projection")
     with pytest.raises(InputError, match="more than a prompt(.|\n)*class_embed_type 'projection'"):
         check_prior(str(folder))
 

@@ -46,13 +46,13 @@ def prior(request: pytest.FixtureRequest) -> Prior:
 def moved_views(prior: Prior) -> Views:
     """Views that have moved away from their source."""
     generator = torch.Generator().manual_seed(1)
-    source = 0.5 * torch.randn(N, 4, *SIZE, generator=generator)
+    source = 0.5 * torch.randn(N, prior.latent_channels, *SIZE, generator=generator)
     target_text, source_text, empty_text = prior.embed(["make it night", "make it winter", ""]).split(1)
     return Views(
-        latents=source + 0.3 * torch.randn(N, 4, *SIZE, generator=generator),
+        latents=source + 0.3 * torch.randn(N, prior.latent_channels, *SIZE, generator=generator),
         source=source,
         condition=2 * source if prior.image_conditioned else source[:, :0],
-        noise=torch.randn(N, 4, *SIZE, generator=generator),
+        noise=torch.randn(N, prior.latent_channels, *SIZE, generator=generator),
         t=600,
         target_text=target_text,
         source_text=source_text,

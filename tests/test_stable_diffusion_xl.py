@@ -50,7 +50,7 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet = UNet2DConditionModel.from_config(
         {
             **config,
-            "in_channels": 4,
+            "in_channels": config["out_channels"],
             "block_out_channels": [16, 32, 48],
             "attention_head_dim": [1, 2, 3],
             "cross_attention_dim": first.hidden_size + 32,
@@ -87,7 +87,7 @@ def test_one_step_equals_the_pipelines(xl_folder: Path, tmp_path: Path, generato
     folder = shutil.copytree(xl_folder, tmp_path / "prior")
     edit_json(folder / "model_index.json", force_zeros_for_empty_prompt=empty_is_zero)
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True, add_watermarker=False)
-    start = torch.randn(1, 4, 8, 12, generator=generator)
+    start = torch.randn(1, pipeline.vae.config.latent_channels, 8, 12, generator=generator)
     theirs = step_of_pipeline(pipeline, PROMPT, start)
 
     prior = load_prior(str(folder), device="cpu", dtype=torch.float32, vae_dtype=torch.float32)
@@ -97,7 +97,7 @@ def test_one_step_equals_the_pipelines(xl_folder: Path, tmp_path: Path, generato
 
 
 def test_the_prompt_as_a_whole_and_the_size_are_heard(prior: StableDiffusionXL, generator) -> None:
-    noisy = torch.randn(3, 4, 8, 12, generator=generator)
+    noisy = torch.randn(3, prior.latent_channels, 8, 12, generator=generator)
     text = prior.embed([PROMPT, "winter", ""])
     whole = prior.predict_noise(noisy, 400, text, None)
     other = text.clone()
@@ -108,7 +108,7 @@ def test_the_prompt_as_a_whole_and_the_size_are_heard(prior: StableDiffusionXL, 
 
 
 def test_objectives_need_not_know(prior: StableDiffusionXL, generator) -> None:
-    latents, source = 0.5 * torch.randn(2, 3, 4, 16, 16, generator=generator)
+    latents, source = 0.5 * torch.randn(2, 3, prior.latent_channels, 16, 16, generator=generator)
     step = Objective(preset("cds"), prior).gradient(
         latents, source, latents[:, :0], prompt=PROMPT, source_prompt="a bear", generator=generator
     )

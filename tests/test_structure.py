@@ -44,7 +44,7 @@ def exact_prior(text_to_image_folder: Path) -> Prior:
 def moved_views(prior: Prior, count: int = 2, size: tuple[int, int] = (16, 24)) -> Views:
     """Views, wider than high, that have moved away from their source."""
     generator = torch.Generator().manual_seed(1)
-    source, change, noise = torch.randn(3, count, 4, *size, generator=generator)
+    source, change, noise = torch.randn(3, count, prior.latent_channels, *size, generator=generator)
     target_text, source_text, empty_text = prior.embed([*PROMPTS, ""]).split(1)
     return Views(
         latents=source + 0.5 * change,

@@ -39,7 +39,7 @@ from training.export import export_pipeline  # noqa: E402
 from training.latents import read_latents, write_latents  # noqa: E402
 from training.parallel import Worker  # noqa: E402
 from training.photos import HELD_OUT_OBJECTS, HELD_OUT_SCENES, Photo, object_of, training_photos  # noqa: E402
-from training.progress import Budget, Progress, learning_rate  # noqa: E402
+from training.progress import Budget, Job, Progress, learning_rate  # noqa: E402
 from training.takeover import take_over  # noqa: E402
 from training.vae import EDITS as PICTURE_EDITS  # noqa: E402
 from training.vae import RAW_DEVIATION, Crops, new_vae, normalise_latents  # noqa: E402
@@ -48,7 +48,7 @@ from training.wordings import EDITS, captions, wordings  # noqa: E402
 WORKER = Worker(rank=0, count=1, device=torch.device("cpu"))
 
 
-UNETS = {recipe.name: recipe for recipe in (unet.INSTRUCT, unet.TEXT_TO_IMAGE)}
+UNETS = {recipe.name: recipe for recipe in (unet.INSTRUCT, unet.TEXT_TO_IMAGE, unet.WIDE_INSTRUCT)}
 
 
 class Killed(Exception):
@@ -84,7 +84,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_latents(WORKER, some_photos(), vae.load_vae(work, WORKER.device), work, seed=0)
     wide = wide_vae.widened(vae.load_vae(work, WORKER.device))
     torch.save({"vae": wide.state_dict()}, work / f"{wide_vae.NAME}.pt")
-    write_latents(WORKER, some_photos(), wide, work, seed=0, name=flow.WIDE_LATENTS)
+    write_latents(WORKER, some_photos(), wide, work, seed=0, name=wide_vae.LATENTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depth, "VIEWS", 2)
         depth.write_views(WORKER, work, seed=0)
@@ -103,7 +103,11 @@ def train(
     """Four tiny steps of a denoiser that check-point after each."""
     needed = ["text.pt", "words.pt", "tokenizer", "views-0-of-1.pt"]
     needed += ["latents-0-of-1.pt", "wide-latents-0-of-1.pt", "moving-0-of-1.pt"]
-    needed += {"depth": ["text-to-image.pt"], "motion": ["instruct.pt"]}.get(model, [])
+    needed += {
+        "depth": ["text-to-image.pt"],
+        "motion": ["instruct.pt"],
+        "wide-instruct": ["instruct.pt"],
+    }.get(model, [])
     for name in needed:
         if not (work / name).exists():
             (work / name).symlink_to(stages / name)
@@ -118,14 +122,15 @@ def train(
         if calls == killed_after:
             raise Killed
 
+    job = Job(WORKER, work, Budget(steps=4), seed=0)
     if model == "depth":
-        depth.train_depth(WORKER, work, Budget(steps=4), 0, snapshot)
+        depth.train_depth(job, snapshot)
     elif model == "motion":
-        motion.train_motion(WORKER, work, Budget(steps=4), 0, snapshot)
+        motion.train_motion(job, snapshot)
     elif model == "flow":
-        flow.train_flow(WORKER, work, Budget(steps=4), 0, snapshot)
+        flow.train_flow(job, snapshot)
     else:
-        unet.train_unet(UNETS[model], WORKER, work, Budget(steps=4), 0, snapshot)
+        unet.train_unet(UNETS[model], job, snapshot)
 
 
 def trained(model: str, work: Path) -> list[torch.Tensor]:
@@ -138,7 +143,7 @@ def trained(model: str, work: Path) -> list[torch.Tensor]:
     return list(loaded.parameters())
 
 
-@pytest.mark.parametrize("model", ["instruct", "text-to-image", "depth", "flow", "motion"])
+@pytest.mark.parametrize("model", ["instruct", "text-to-image", "wide-instruct", "depth", "flow", "motion"])
 def test_a_killed_training_ends_where_an_unbroken_one_does(
     model: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +182,19 @@ def test_the_flow_that_is_trained_is_the_one_that_edits(stages: Path, tmp_path: 
     torch.testing.assert_close(got, wanted, rtol=0, atol=0.05 * wanted.std().item())
     other = prior.predict_noise(packed, 600, prior.embed(prompts[::-1]), condition.flip(0))
     assert (other - noise).abs().mean() > 0.1 * noise.std()
+
+
+def test_a_wider_unet_begins_as_the_narrow_one(stages: Path, generator: torch.Generator) -> None:
+    """It says of the first channels what that does, and nothing of the others, whatever is in these."""
+    narrow = unet.load_unet(unet.INSTRUCT, stages)
+    wide = unet.widened(narrow, unet.WIDE_INSTRUCT)
+    noisy, photos = torch.randn(2, 2, wide_vae.CHANNELS, 8, 12, generator=generator)
+    text = torch.randn(2, 5, 96, generator=generator)
+    with torch.no_grad():
+        answer = wide(torch.cat([noisy, photos], 1), 600, text).sample
+        known = narrow(torch.cat([noisy[:, :4], photos[:, :4]], 1), 600, text).sample
+    torch.testing.assert_close(answer[:, :4], known)
+    assert known.abs().max() > 0 and not answer[:, 4:].any()
 
 
 def test_layers_of_motion_begin_as_the_prior_for_pictures(stages: Path, tmp_path: Path) -> None:
@@ -274,7 +292,7 @@ def test_answers_of_a_flow_lead_from_the_noisy_latents_to_the_clean() -> None:
 
 
 def test_a_flow_always_sees_its_photo(stages: Path) -> None:
-    variants = read_latents(stages, 1, flow.WIDE_LATENTS)
+    variants = read_latents(stages, 1, wide_vae.LATENTS)
     samples = unet.Samples(flow.FLOW, variants, *flow.flow_text_tables(flow.FLOW, stages, 0))
     batch = samples.draw(300, 8, torch.Generator().manual_seed(0))
     assert batch.text.shape == (300, 1 + words.MAX_WORDS, words.WIDTH)
@@ -283,20 +301,23 @@ def test_a_flow_always_sees_its_photo(stages: Path) -> None:
 
 
 def test_a_finished_priors_parts_are_taken_over(tmp_path: Path) -> None:
-    prior = bundled_path("tiny-instruct")
-    take_over(prior, tmp_path)
-    shipped = AutoencoderKL.from_pretrained(prior / "vae").state_dict()
-    for stage in ("vae", "decoder", "refined-decoder"):
-        assert all(
-            torch.equal(w, shipped[k]) for k, w in decoder.load_decoder(stage, tmp_path).state_dict().items()
-        )
+    """Of both autoencoders, each from a prior that has it."""
+    for name in ("tiny-sd", "tiny-instruct"):
+        take_over(prior := bundled_path(name), tmp_path)
+        shipped = AutoencoderKL.from_pretrained(prior / "vae").state_dict()
+        if name == "tiny-sd":
+            taken = [decoder.load_decoder(stage, tmp_path) for stage in ("vae", "decoder", "refined-decoder")]
+        else:
+            taken = [wide_vae.load_wide_vae(tmp_path, WORKER.device)]
+        for autoencoder in taken:
+            assert all(torch.equal(w, shipped[k]) for k, w in autoencoder.state_dict().items())
     tokenizer, encoder = text.load_text(tmp_path)
     theirs = CLIPTextModel.from_pretrained(prior / "text_encoder")
     ids = text.tokenize(tokenizer, ["make it night"])
     torch.testing.assert_close(encoder(ids).pooler_output, theirs(ids).pooler_output)
-    (tmp_path / "vae.pt").write_bytes(b"trained")
+    (tmp_path / "wide-vae.pt").write_bytes(b"trained")
     take_over(prior, tmp_path)
-    assert (tmp_path / "vae.pt").read_bytes() == b"trained"
+    assert (tmp_path / "wide-vae.pt").read_bytes() == b"trained"
 
 
 def test_known_words_are_one_token_each_with_a_capital_or_without(stages: Path) -> None:
@@ -338,9 +359,9 @@ class KilledWorker(Worker):
         return super().generator(seed, step)
 
 
-def begun_as_a_new_one(worker: Worker, *arguments: Any) -> None:
+def begun_as_a_new_one(job: Job, *arguments: Any) -> None:
     torch.manual_seed(2)
-    wide_vae.train_wide_vae(worker, new_vae(), *arguments)
+    wide_vae.train_wide_vae(job, new_vae(), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +384,7 @@ def test_a_killed_autoencoder_ends_where_an_unbroken_one_does(
         work.mkdir()
         for worker in workers:
             with pytest.raises(Killed) if isinstance(worker, KilledWorker) else nullcontext():
-                train_it(worker, some_photos(), alexnet, work, Budget(steps=4), 0)
+                train_it(Job(worker, work, Budget(steps=4), 0), some_photos(), alexnet)
         results.append(load_it(work, WORKER.device).state_dict())
     for weight, wanted in results[0].items():
         torch.testing.assert_close(results[1][weight], wanted)
@@ -396,7 +417,8 @@ def test_a_decoder_is_refined_on_the_unets_edits_and_its_encoder_stays(
             (work / needed).symlink_to(stages / needed)
         for worker in workers:
             with pytest.raises(Killed) if isinstance(worker, KilledWorker) else nullcontext():
-                refined_decoder.refine_decoder(worker, some_photos(), alexnet, work, Budget(steps=4), 0)
+                job = Job(worker, work, Budget(steps=4), 0)
+                refined_decoder.refine_decoder(job, some_photos(), alexnet)
         results.append(decoder.load_decoder("refined-decoder", work).state_dict())
     unbroken, broken = results
     before = decoder.load_decoder("decoder", stages).state_dict()

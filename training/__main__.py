@@ -1,20 +1,15 @@
 """Make the bundled priors from scratch: `tiny-instruct`, `tiny-sd` and the depth ControlNet `tiny-depth`; and
 `tiny-flow`, an editor of flow matching in the format of FLUX.1 Kontext; and `tiny-video`, layers of motion in
-`tiny-instruct`.
+the U-Net that `tiny-instruct` begins as.
 
     python -m training --out csd_nerf/bundled --work ../bundled-priors-work
 
 Reads photos and LPIPS's AlexNet from `CSD_NERF_SHARED` (default `../shared` next to the repository). Each
-stage leaves a file in the working folder; a run that was killed goes on where it was. `tiny-flow` alone, its
-autoencoder begun from the one that is bundled:
+stage leaves a file in the working folder; a run that was killed goes on where it was. `tiny-flow` alone,
+beside the autoencoder that is bundled:
 
     python -m training --out OUT --work WORK --take-over csd_nerf/bundled/tiny_instruct \\
-        --stages wide-vae wide-latents words flow export
-
-and `tiny-video` alone, in the finished `tiny-instruct`:
-
-    python -m training --out OUT --work WORK --take-over csd_nerf/bundled/tiny_instruct \\
-        --stages moving motion export
+        --stages wide-latents words flow export
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from training.flow import TIME_SHIFT, load_transformer
 from training.motion import load_motion_unet
 from training.text import load_text
 from training.unet import UnetRecipe, load_unet
-from training.wide_vae import load_wide_vae
+from training.wide_vae import CHANNELS, load_wide_vae
 from training.words import load_words
 
 REFINED = "refined-decoder"
@@ -34,10 +34,12 @@ def assembled(recipe: UnetRecipe, work: Path, vae: AutoencoderKL | None = None) 
     Args:
         vae: None for the best that is there.
     """
+    if vae is None:
+        vae = best_vae(work) if recipe.channels < CHANNELS else load_wide_vae(work, torch.device("cpu"))
     tokenizer, text_encoder = load_text(work)
     kind = StableDiffusionInstructPix2PixPipeline if recipe.shown_photo else StableDiffusionPipeline
     return kind(
-        vae=vae or best_vae(work),
+        vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=load_unet(recipe, work),
@@ -65,7 +67,7 @@ def assembled_flow(work: Path) -> FluxKontextPipeline:
     )
 
 
-def assembled_clips(work: Path, taken_over: Path | None = None) -> AnimateDiffPipeline:
+def assembled_clips(work: Path) -> AnimateDiffPipeline:
     """The pipeline of the U-Net with layers of motion, which are inside it, and the text encoder in `work`.
 
     diffusers knows none for one that is shown a clip. This names its parts, and cannot be called.
@@ -75,12 +77,12 @@ def assembled_clips(work: Path, taken_over: Path | None = None) -> AnimateDiffPi
         vae=best_vae(work),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=load_motion_unet(work, taken_over),
+        unet=load_motion_unet(work),
         motion_adapter=None,
         scheduler=new_scheduler(),
     )
 
 
 def best_vae(work: Path) -> AutoencoderKL:
-    """With the refined decoder once there is one."""
+    """Of 4 channels, with the refined decoder once there is one."""
     return load_decoder(REFINED if (work / f"{REFINED}.pt").exists() else "decoder", work)

@@ -8,6 +8,7 @@ little noise on their latents; once there is a U-Net, from that one's edits too 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,9 +18,8 @@ from torch import Tensor, nn
 from csd_nerf.evaluation.pixels import psnr
 from csd_nerf.scenes.operators import sketch
 from training.fitting import fit
-from training.parallel import Worker
 from training.photos import Photo
-from training.progress import Budget, save_whole
+from training.progress import Job, save_whole
 from training.vae import EDITS, Crops, Edit, Perceptual, load_vae
 
 BATCH = 16
@@ -39,28 +39,24 @@ LatentsOf = Callable[[Pairs, Tensor, torch.Generator], Tensor]
 """(pairs, the crops after their edits (n, 3, h, w), generator) to unscaled latents (n, 4, h/4, w/4)."""
 
 
-def train_decoder(
-    worker: Worker, photos: list[Photo], perceptual_weights: Path, work: Path, budget: Budget, seed: int
-) -> None:
+def train_decoder(job: Job, photos: list[Photo], perceptual_weights: Path) -> None:
     """Train that of `work/vae.pt`, then write `work/decoder.pt`."""
-    vae = load_vae(work, worker.device)
+    vae = load_vae(job.work, job.worker.device)
     fit_decoder(
         "decoder",
+        replace(job, seed=job.seed + 2),
         vae,
         lambda _, pictures, generator: noisy_latents(vae, pictures, generator),
         photos,
         perceptual_weights,
         batch=BATCH,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        worker=worker,
-        work=work,
-        budget=budget,
-        seed=seed + 2,
     )
 
 
 def fit_decoder(
     name: str,
+    job: Job,
     vae: AutoencoderKL,
     latents_of: LatentsOf,
     photos: list[Photo],
@@ -68,10 +64,6 @@ def fit_decoder(
     *,
     batch: int,
     peak_learning_rate: float,
-    worker: Worker,
-    work: Path,
-    budget: Budget,
-    seed: int,
 ) -> None:
     """Train the decoder of `vae` in place, then write `work/NAME.pt`; goes on from `work/NAME-checkpoint.pt`.
 
@@ -79,6 +71,7 @@ def fit_decoder(
         latents_of: what is decoded, to be like the edited crops.
         batch: crops a step, of all processes together.
     """
+    worker = job.worker
     trained = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     optimiser = torch.optim.AdamW(
         trained.parameters(), lr=peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
@@ -96,9 +89,9 @@ def fit_decoder(
         loss = picture_loss(decoded, images, perceived)
         return loss, {"psnr": psnr(decoded.detach().clamp(0, 1), images).mean()}
 
-    progress = fit(name, {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed)
+    progress = fit(name, job, {"vae": vae}, optimiser, loss_of)
     if worker.leads:
-        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / f"{name}.pt")
+        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, job.work / f"{name}.pt")
     worker.wait()
 
 

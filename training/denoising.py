@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,8 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from training.fitting import fit
-from training.parallel import Worker
-from training.progress import Budget, Progress, save_whole
+from training.progress import Job, Progress, save_whole
 
 BATCH = 32
 EMA_DECAY = 0.998
@@ -94,16 +93,13 @@ def diffused(targets: Tensor, generator: torch.Generator) -> Corrupted:
 
 def train_denoiser(
     name: str,
+    job: Job,
     model: nn.Module,
     predict: Predict,
     draw: Draw,
     corrupt: Corrupt,
     *,
-    worker: Worker,
-    work: Path,
-    budget: Budget,
     peak_learning_rate: float,
-    seed: int,
     snapshot: Callable[[], None],
     windows: tuple[tuple[float, int], ...] = WINDOWS,
     of_batch: int = 1,
@@ -115,6 +111,7 @@ def train_denoiser(
     Args:
         of_batch: pictures in a sample, of which a batch has fewer then.
     """
+    worker = job.worker
     average = Average(list(model.parameters()))
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_learning_rate, weight_decay=0.01, fused=True)
     last_snapshot = time.monotonic()
@@ -139,18 +136,15 @@ def train_denoiser(
 
     def write(progress: Progress) -> None:
         state = {"average": average.state_dict(), "progress": progress.state_dict()}
-        save_whole(state, work / f"{name}.pt")
+        save_whole(state, job.work / f"{name}.pt")
 
     progress = fit(
         name,
+        replace(job, seed=job.seed + 1),
         {"model": model, "average": average},
         optimiser,
         loss_of,
-        worker=worker,
-        work=work,
-        budget=budget,
-        seed=seed + 1,
-        after_step=after_step,
+        after_step,
     )
     if worker.leads:
         write(progress)

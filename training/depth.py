@@ -22,7 +22,7 @@ from csd_nerf.scenes.still_life import render
 from training.denoising import Batch, diffused, load_average, train_denoiser
 from training.latents import TARGETS
 from training.parallel import Worker
-from training.progress import Budget, save_whole
+from training.progress import Job, save_whole
 from training.text import UNKNOWN
 from training.unet import DROPPED, TEXT_TO_IMAGE, load_unet, text_tables
 from training.vae import RAW_DEVIATION, load_vae
@@ -119,14 +119,15 @@ def new_control_net(work: Path) -> ControlNetModel:
     )
 
 
-def train_depth(worker: Worker, work: Path, budget: Budget, seed: int, snapshot: Callable[[], None]) -> None:
+def train_depth(job: Job, snapshot: Callable[[], None]) -> None:
     """Train beside the frozen U-Net; see `train_denoiser` for what it leaves."""
-    torch.manual_seed(seed)
+    worker, work = job.worker, job.work
+    torch.manual_seed(job.seed)
     unet = load_unet(TEXT_TO_IMAGE, work).to(worker.device)
     control_net = new_control_net(work).to(worker.device).train().requires_grad_(True)
     for model in (unet, control_net):  # see train_unet
         model.set_attn_processor(AttnProcessor())
-    texts, empty_text = text_tables(TEXT_TO_IMAGE, work, seed)
+    texts, empty_text = text_tables(TEXT_TO_IMAGE, work, job.seed)
     files = [_file(work, rank, worker.count) for rank in range(worker.count)]
     views = [View(*fields) for file in files for fields in torch.load(file, weights_only=True)]
 
@@ -144,15 +145,12 @@ def train_depth(worker: Worker, work: Path, budget: Budget, seed: int, snapshot:
 
     train_denoiser(
         NAME,
+        job,
         control_net,
         predict,
         Samples(views, texts, empty_text).draw,
         diffused,
-        worker=worker,
-        work=work,
-        budget=budget,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        seed=seed,
         snapshot=snapshot,
     )
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from training.parallel import Worker, copy_to_all
-from training.progress import Budget, Progress, learning_rate, save_whole
+from training.parallel import copy_to_all
+from training.progress import Job, Progress, learning_rate, save_whole
 
 LARGEST_GRADIENT = 1.0
 """Norm to which the gradient of a step is cut."""
@@ -33,14 +32,10 @@ class Stateful(Protocol):
 
 def fit(
     name: str,
+    job: Job,
     trained: Mapping[str, Stateful],
     optimiser: torch.optim.Optimizer,
     loss_of: LossOf,
-    *,
-    worker: Worker,
-    work: Path,
-    budget: Budget,
-    seed: int,
     after_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Train in place; goes on from `work/NAME-checkpoint.pt`.
@@ -54,9 +49,10 @@ def fit(
     """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     peak_learning_rate = optimiser.defaults["lr"]
-    progress = Progress(budget, worker)
+    worker = job.worker
+    progress = Progress(job.budget, worker)
     saved: dict[str, Stateful] = {**trained, "optimiser": optimiser, "progress": progress}
-    checkpoint = work / f"{name}-checkpoint.pt"
+    checkpoint = job.work / f"{name}-checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=worker.device, weights_only=True)
         for key, part in saved.items():
@@ -68,7 +64,7 @@ def fit(
     while (fraction := progress.fraction()) < 1:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(fraction, progress.step, peak_learning_rate)
-        loss, figures = loss_of(fraction, worker.generator(seed, progress.step))
+        loss, figures = loss_of(fraction, worker.generator(job.seed, progress.step))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         worker.average_gradients(parameters)

@@ -14,19 +14,15 @@ from torch.nn import functional
 
 from training.denoising import Corrupted, load_average, train_denoiser
 from training.latents import read_latents
-from training.parallel import Worker
-from training.progress import Budget
+from training.progress import Job
 from training.text import load_text, tokenize
-from training.unet import INSTRUCT, Samples, UnetRecipe, texts_by_edit
+from training.unet import WIDE_INSTRUCT, Samples, UnetRecipe, texts_by_edit
 from training.vae import RAW_DEVIATION
 from training.wide_vae import CHANNELS
 from training.words import WIDTH, load_words, tokenize_words
 
-FLOW = replace(INSTRUCT, name="flow", photo_dropped=False)
+FLOW = replace(WIDE_INSTRUCT, name="flow", photo_dropped=False, begins_as=None)
 """A transformer of this class is guided by text alone: it always sees the photo."""
-
-WIDE_LATENTS = "wide-latents"
-"""The stage that encodes what it learns from."""
 
 PEAK_LEARNING_RATE = 1e-3
 TIME_SHIFT = 2.0
@@ -160,30 +156,28 @@ def flow_text_tables(recipe: UnetRecipe, work: Path, seed: int) -> tuple[dict[st
     return {edit: embedded(texts) for edit, texts in texts_by_edit(recipe, seed).items()}, embedded([""])[0]
 
 
-def train_flow(worker: Worker, work: Path, budget: Budget, seed: int, snapshot: Callable[[], None]) -> None:
+def train_flow(job: Job, snapshot: Callable[[], None]) -> None:
     """Train from scratch; see `train_denoiser` for what it leaves."""
-    torch.manual_seed(seed)
-    transformer = new_transformer().to(worker.device)
-    if worker.device.type == "cpu":
+    torch.manual_seed(job.seed)
+    device = job.worker.device
+    transformer = new_transformer().to(device)
+    if device.type == "cpu":
         # Written-out attention: for so few tokens the fused kernel's backward takes longer on a CPU.
         transformer.set_attention_backend("_native_math")
-    variants = read_latents(work, worker.count, WIDE_LATENTS)
-    samples = Samples(FLOW, variants, *flow_text_tables(FLOW, work, seed))
+    variants = read_latents(job.work, job.worker.count, FLOW.latents)
+    samples = Samples(FLOW, variants, *flow_text_tables(FLOW, job.work, job.seed))
 
     def predict(*inputs: Tensor) -> Tensor:
         return velocity(transformer, *inputs)
 
     train_denoiser(
         FLOW.name,
+        job,
         transformer,
         predict,
         samples.draw,
         corrupted,
-        worker=worker,
-        work=work,
-        budget=budget,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        seed=seed,
         snapshot=snapshot,
         windows=WINDOWS,
     )

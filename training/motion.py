@@ -1,6 +1,7 @@
-"""The layers of motion of `tiny-video` (AnimateDiff, Guo et al., 2307.04725) in `tiny-instruct`'s U-Net.
+"""The layers of motion of `tiny-video` (AnimateDiff, Guo et al., 2307.04725) in the U-Net that
+`tiny-instruct` begins as.
 
-The U-Net stays as it is. The layers begin as such that add nothing, so that training starts from the prior
+That U-Net stays as it is. The layers begin as such that add nothing, so that training starts from the prior
 for pictures, frame by frame.
 """
 
@@ -23,8 +24,7 @@ from training.denoising import (
     train_denoiser,
 )
 from training.moving import FRAMES, read_moving
-from training.parallel import Worker
-from training.progress import Budget
+from training.progress import Job
 from training.unet import INSTRUCT, Samples, load_unet, text_tables
 
 NAME = "motion"
@@ -54,13 +54,6 @@ def layers_of_motion(unet: UNetMotionModel) -> nn.ModuleList:
     return nn.ModuleList([block.motion_modules for block in blocks])
 
 
-def unet_of_pictures(work: Path, taken_over: Path | None) -> UNet2DConditionModel:
-    """The one that gets layers of motion: of a finished prior's folder, or that in `work`."""
-    if taken_over is None:
-        return load_unet(INSTRUCT, work)
-    return UNet2DConditionModel.from_pretrained(taken_over / "unet", torch_dtype=torch.float32)
-
-
 def diffused_clips(targets: Tensor, generator: torch.Generator) -> Corrupted:
     """Clips under Stable Diffusion's noise, of each frame its own or one for all; asked for is the noise."""
     kept = new_scheduler().alphas_cumprod
@@ -73,20 +66,14 @@ def diffused_clips(targets: Tensor, generator: torch.Generator) -> Corrupted:
     return Corrupted(signal * targets + spread * noise, times, noise, weights)
 
 
-def train_motion(
-    worker: Worker,
-    work: Path,
-    budget: Budget,
-    seed: int,
-    snapshot: Callable[[], None],
-    taken_over: Path | None = None,
-) -> None:
+def train_motion(job: Job, snapshot: Callable[[], None]) -> None:
     """Train the layers alone; see `train_denoiser` for what it leaves."""
-    torch.manual_seed(seed)
-    unet = new_motion_unet(unet_of_pictures(work, taken_over)).to(worker.device).requires_grad_(False)
+    work = job.work
+    torch.manual_seed(job.seed)
+    unet = new_motion_unet(load_unet(INSTRUCT, work)).to(job.worker.device).requires_grad_(False)
     unet.set_attn_processor(AttnProcessor())  # see train_unet
     layers = layers_of_motion(unet).requires_grad_(True)
-    samples = Samples(INSTRUCT, read_moving(work, worker.count), *text_tables(INSTRUCT, work, seed))
+    samples = Samples(INSTRUCT, read_moving(work, job.worker.count), *text_tables(INSTRUCT, work, job.seed))
 
     def predict(noisy: Tensor, times: Tensor, photos: Tensor, text: Tensor) -> Tensor:
         words = text.repeat_interleave(noisy.shape[2], dim=0)
@@ -94,22 +81,19 @@ def train_motion(
 
     train_denoiser(
         NAME,
+        job,
         layers,
         predict,
         samples.draw,
         diffused_clips,
-        worker=worker,
-        work=work,
-        budget=budget,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        seed=seed,
         snapshot=snapshot,
         of_batch=FRAMES,
     )
 
 
-def load_motion_unet(work: Path, taken_over: Path | None = None) -> UNetMotionModel:
+def load_motion_unet(work: Path) -> UNetMotionModel:
     """The U-Net with the averaged layers that `train_motion` left, frozen."""
-    unet = new_motion_unet(unet_of_pictures(work, taken_over))
+    unet = new_motion_unet(load_unet(INSTRUCT, work))
     load_average(layers_of_motion(unet), NAME, work)
     return unet.eval().requires_grad_(False)

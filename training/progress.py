@@ -24,6 +24,16 @@ class Budget:
     minutes: float | None = None
 
 
+@dataclass(frozen=True)
+class Job:
+    """The training of a stage: who does it, in which folder, for how long, and from which seed."""
+
+    worker: Worker
+    work: Path
+    budget: Budget
+    seed: int
+
+
 class Progress:
     """The clock of one stage. `fraction` runs from 0 to 1 over the budget, also across restarts."""
 

@@ -1,7 +1,8 @@
-"""The decoder once more, on the finished `tiny-instruct` U-Net's own edits: the best of their errors."""
+"""The decoder of 4 channels once more, on the finished U-Net's own edits: the best of their errors."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,9 +13,8 @@ from csd_nerf.scenes.operators import OPERATORS
 from training.assembly import REFINED as NAME
 from training.assembly import assembled
 from training.decoder import Pairs, fit_decoder, load_decoder, noisy_latents
-from training.parallel import Worker
 from training.photos import Photo
-from training.progress import Budget
+from training.progress import Job
 from training.unet import INSTRUCT
 
 BATCH, EDITED_BY_UNET = 12, 6
@@ -29,23 +29,19 @@ INSTRUCTIONS = {
 """What asks for each edit that has one answer."""
 
 
-def refine_decoder(
-    worker: Worker, photos: list[Photo], perceptual_weights: Path, work: Path, budget: Budget, seed: int
-) -> None:
+def refine_decoder(job: Job, photos: list[Photo], perceptual_weights: Path) -> None:
     """Train that of `work/decoder.pt`, then write `work/refined-decoder.pt`."""
-    vae = load_decoder("decoder", work).to(worker.device)
+    worker = job.worker
+    vae = load_decoder("decoder", job.work).to(worker.device)
     fit_decoder(
         NAME,
+        replace(job, seed=job.seed + 4),
         vae,
-        EditedLatents(vae, work, EDITED_BY_UNET // worker.count, worker.device),
+        EditedLatents(vae, job.work, EDITED_BY_UNET // worker.count, worker.device),
         photos,
         perceptual_weights,
         batch=BATCH,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        worker=worker,
-        work=work,
-        budget=budget,
-        seed=seed + 4,
     )
 
 

@@ -1,9 +1,13 @@
-"""The two U-Nets: `tiny-instruct`'s is shown the photo's unscaled latents too, `tiny-sd`'s is not."""
+"""The U-Nets: `tiny-instruct`'s is shown the photo's unscaled latents too, `tiny-sd`'s is not.
+
+`tiny-instruct`'s is trained beside the autoencoder of 4 channels, which is then refined on its edits, and
+goes on beside the one of 8. `tiny-video` has layers of motion in the first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +17,13 @@ from torch import Tensor
 
 from csd_nerf.scenes.operators import TINTS
 from training.denoising import Batch, diffused, load_average, train_denoiser
+from training.latents import NAME as LATENTS
 from training.latents import PAINTED, Variant, read_latents
-from training.parallel import Worker
-from training.progress import Budget
+from training.progress import Job
 from training.text import UNKNOWN, load_text, tokenize
 from training.vae import RAW_DEVIATION
+from training.wide_vae import CHANNELS as WIDE_CHANNELS
+from training.wide_vae import LATENTS as WIDE_LATENTS
 from training.wordings import EDITS, captions, unknown_sentences, with_extra_words, wordings
 
 PEAK_LEARNING_RATE = 4e-4
@@ -39,6 +45,12 @@ class UnetRecipe:
     """Every way to ask for an edit."""
     photo_dropped: bool = True
     """Whether the photo it is shown is left out at times: for guidance on both."""
+    latents: str = LATENTS
+    """The stage that encodes what it learns from."""
+    channels: int = 4
+    """Of those latents."""
+    begins_as: UnetRecipe | None = None
+    """The finished one, beside an autoencoder of fewer channels, that it begins as; None: from scratch."""
 
 
 INSTRUCT = UnetRecipe(
@@ -51,6 +63,14 @@ INSTRUCT = UnetRecipe(
     texts=wordings,
 )  # fmt: skip
 """The hardest edits most often; unknown instructions are taught to change nothing."""
+
+WIDE_INSTRUCT = replace(
+    INSTRUCT,
+    name="wide-instruct",
+    latents=WIDE_LATENTS,
+    channels=WIDE_CHANNELS,
+    begins_as=INSTRUCT,
+)
 
 TEXT_TO_IMAGE = UnetRecipe(
     name="text-to-image",
@@ -68,8 +88,8 @@ def new_unet(recipe: UnetRecipe) -> UNet2DConditionModel:
     """The untrained denoiser, 5.3 M parameters."""
     return UNet2DConditionModel(
         sample_size=24,
-        in_channels=8 if recipe.shown_photo else 4,
-        out_channels=4,
+        in_channels=recipe.channels * (2 if recipe.shown_photo else 1),
+        out_channels=recipe.channels,
         block_out_channels=(48, 96, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -78,6 +98,26 @@ def new_unet(recipe: UnetRecipe) -> UNet2DConditionModel:
         attention_head_dim=(1, 3, 4),
         norm_num_groups=16,
     )
+
+
+@torch.no_grad()
+def widened(narrow: UNet2DConditionModel, recipe: UnetRecipe) -> UNet2DConditionModel:
+    """A U-Net of more latent channels that at first knows those of `narrow`, which come first, alone.
+
+    `training.wide_vae` begins with the same ones.
+    """
+    unet = new_unet(recipe)
+    few = narrow.config.out_channels
+    shown = [torch.arange(start, start + few) for start in range(0, unet.config.in_channels, recipe.channels)]
+    for name, parameter in unet.named_parameters():
+        known = narrow.get_parameter(name)
+        if name == "conv_in.weight":
+            parameter.zero_()[:, torch.cat(shown)] = known
+        elif name.startswith("conv_out."):
+            parameter.zero_()[:few] = known
+        else:
+            parameter.copy_(known)
+    return unet
 
 
 class Samples:
@@ -152,33 +192,31 @@ def text_tables(recipe: UnetRecipe, work: Path, seed: int) -> tuple[dict[str, Te
 
 def train_unet(
     recipe: UnetRecipe,
-    worker: Worker,
-    work: Path,
-    budget: Budget,
-    seed: int,
+    job: Job,
     snapshot: Callable[[], None],
 ) -> None:
-    """Train from scratch; see `train_denoiser` for what it leaves."""
-    torch.manual_seed(seed)
-    unet = new_unet(recipe).to(worker.device)
+    """Train what the recipe says it begins as; see `train_denoiser` for what it leaves."""
+    worker, work = job.worker, job.work
+    torch.manual_seed(job.seed)
+    first = recipe.begins_as
+    unet = new_unet(recipe) if first is None else widened(load_unet(first, work), recipe)
+    unet.to(worker.device)
     # Written-out attention: for so few tokens the fused kernel's backward takes a third of a step on a CPU.
     unet.set_attn_processor(AttnProcessor())
-    samples = Samples(recipe, read_latents(work, worker.count), *text_tables(recipe, work, seed))
+    variants = read_latents(work, worker.count, recipe.latents)
+    samples = Samples(recipe, variants, *text_tables(recipe, work, job.seed))
 
     def predict(noisy: Tensor, times: Tensor, photos: Tensor, text: Tensor) -> Tensor:
         return unet(torch.cat([noisy, photos], 1), times, text).sample
 
     train_denoiser(
         recipe.name,
+        job,
         unet,
         predict,
         samples.draw,
         diffused,
-        worker=worker,
-        work=work,
-        budget=budget,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        seed=seed,
         snapshot=snapshot,
     )
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from csd_nerf.evaluation.pixels import psnr
 from csd_nerf.scenes.operators import OPERATORS, TINTS, identity
 from training.fitting import fit
-from training.parallel import Worker
 from training.photos import Photo, resized
-from training.progress import Budget, save_whole
+from training.progress import Job, save_whole
 
 CROP = 64
 BATCH = 16
@@ -121,11 +120,9 @@ Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(decoded pictures and wanted ones, (n, 3, h, w), and how far apart their features are) to a loss."""
 
 
-def train_vae(
-    worker: Worker, photos: list[Photo], perceptual_weights: Path, work: Path, budget: Budget, seed: int
-) -> None:
+def train_vae(job: Job, photos: list[Photo], perceptual_weights: Path) -> None:
     """Train, then write `work/vae.pt`; see `fit_vae`."""
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
 
     def distance(decoded: Tensor, images: Tensor, perceived: Tensor) -> Tensor:
         pixels = F.l1_loss(decoded, images) * 2
@@ -136,32 +133,27 @@ def train_vae(
 
     fit_vae(
         "vae",
+        job,
         new_vae(),
         Crops(photos),
         distance,
         perceptual_weights,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        worker=worker,
-        work=work,
-        budget=budget,
-        seed=seed,
     )
 
 
 def fit_vae(
     name: str,
+    job: Job,
     vae: AutoencoderKL,
     crops: Crops,
     distance: Distance,
     perceptual_weights: Path,
     *,
     peak_learning_rate: float,
-    worker: Worker,
-    work: Path,
-    budget: Budget,
-    seed: int,
 ) -> None:
     """Train both halves of `vae`, then write `work/NAME.pt`; goes on from `work/NAME-checkpoint.pt`."""
+    worker = job.worker
     vae.to(worker.device)
     optimiser = torch.optim.AdamW(
         vae.parameters(), lr=peak_learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
@@ -182,10 +174,10 @@ def fit_vae(
             "psnr": psnr(decoded.detach().clamp(0, 1), images).mean(),
         }
 
-    progress = fit(name, {"vae": vae}, optimiser, loss_of, worker=worker, work=work, budget=budget, seed=seed)
+    progress = fit(name, job, {"vae": vae}, optimiser, loss_of)
     if worker.leads:
-        normalise_latents(vae, crops.draw(512, worker.generator(seed, -1)).to(worker.device))
-        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, work / f"{name}.pt")
+        normalise_latents(vae, crops.draw(512, worker.generator(job.seed, -1)).to(worker.device))
+        save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, job.work / f"{name}.pt")
     worker.wait()
 
 

@@ -1,7 +1,11 @@
-"""`tiny-flow`'s autoencoder: `tiny-instruct`'s with 8 latent channels, for the fine lines that 4 lose."""
+"""The autoencoder of `tiny-instruct` and `tiny-flow`: `tiny-sd`'s with 8 latent channels instead of 4.
+
+For the fine lines that 4 lose.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,12 +13,14 @@ from diffusers import AutoencoderKL
 
 from csd_nerf.scenes.operators import sketch
 from training.decoder import EXTRA_SKETCHES, picture_loss
-from training.parallel import Worker
 from training.photos import Photo
-from training.progress import Budget
+from training.progress import Job
 from training.vae import EDITS, Crops, fit_vae, load_vae, new_vae
 
 NAME = "wide-vae"
+LATENTS = "wide-latents"
+"""The stage that encodes what is learnt from beside it."""
+
 CHANNELS = 8
 PEAK_LEARNING_RATE = 1e-3
 
@@ -43,31 +49,25 @@ def widened(narrow: AutoencoderKL) -> AutoencoderKL:
 
 
 def train_wide_vae(
-    worker: Worker,
+    job: Job,
     narrow: AutoencoderKL,
     photos: list[Photo],
     perceptual_weights: Path,
-    work: Path,
-    budget: Budget,
-    seed: int,
 ) -> None:
     """Train, then write `work/wide-vae.pt`; see `training.vae.fit_vae`.
 
     Args:
         narrow: what it begins as.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(job.seed)
     fit_vae(
         NAME,
+        replace(job, seed=job.seed + 6),
         widened(narrow),
         Crops(photos, EDITS + (sketch,) * EXTRA_SKETCHES),
         picture_loss,
         perceptual_weights,
         peak_learning_rate=PEAK_LEARNING_RATE,
-        worker=worker,
-        work=work,
-        budget=budget,
-        seed=seed + 6,
     )
 
 

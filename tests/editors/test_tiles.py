@@ -67,7 +67,7 @@ def test_memory_is_that_of_a_tile(tiny_prior: Prior, work: str) -> None:
     def peak(width: int) -> int:
         """Beyond picture and latents."""
         image = picture(96, width)
-        latents = torch.randn(1, 4, 24, width // 4)
+        latents = torch.randn(1, tiny_prior.latent_channels, 24, width // 4)
         if work == "encode":
             used = peak_bytes(lambda: encode_tiles(tiny_prior, image, 96))
             return used - 2 * 4 * latents.numel()

@@ -112,7 +112,8 @@ def test_priors_that_cannot_be_used(edit_config: Make, capsys: Any, tmp_path: Pa
     text_to_image = tmp_path / "text-to-image"
     shutil.copytree(bundled_path("tiny-instruct"), text_to_image)
     unet = json.loads((text_to_image / "unet" / "config.json").read_text())
-    (text_to_image / "unet" / "config.json").write_text(json.dumps({**unet, "in_channels": 4}))
+    unet["in_channels"] = unet["out_channels"]
+    (text_to_image / "unet" / "config.json").write_text(json.dumps(unet))
     assert "text-to-image" in refusal(edit_config(pipeline__prior=str(text_to_image)), capsys)
 
     assert "no-such-prior" in refusal(edit_config(pipeline__prior="no-such-prior"), capsys)

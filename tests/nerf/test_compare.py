@@ -434,7 +434,7 @@ def test_the_price_of_a_round_is_what_the_prior_counts(
     config = method_config(method, "tiny" if shown else None)
     config.pipeline.prior = "tiny-instruct" if shown else str(text_to_image_folder)
     config.pipeline.particles = 2
-    latents = torch.randn(2, 4, 16, 16)
+    latents = torch.randn(2, prior.latent_channels, 16, 16)
     before = prior.unet_evaluations
     Objective(preset(method.removesuffix("-edit") if not shown else method), prior).gradient(
         latents,

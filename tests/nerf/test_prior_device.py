@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def asked(prior: Prior) -> dict[str, list[Any]]:
     """Arguments for every method of the contract."""
-    noisy, pictures = torch.randn(2, 4, 8, 8), torch.rand(2, 3, 32, 32)
+    noisy, pictures = torch.randn(2, prior.latent_channels, 8, 8), torch.rand(2, 3, 32, 32)
     text = prior.embed(["make it night", ""])
     return {
         "encode": [pictures],
