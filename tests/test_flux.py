@@ -34,14 +34,15 @@ def prior(folder: Path) -> Prior:
 def test_one_step_equals_the_pipelines(folder: Path, prior: Any, generator) -> None:
     import diffusers
 
-    start = torch.randn(1, 16, 8, 12, generator=generator)
+    start = torch.randn(1, prior.latent_channels, 8, 12, generator=generator)
     noise = prior.predict_noise(start, T, prior.embed([PROMPT]), prior.condition(torch.rand(1, 3, 64, 96)))
     ours = prior._unscaled(ddim_step(prior.schedule, noise, start, T, 0))
 
     pipeline = diffusers.FluxPipeline.from_pretrained(folder, use_safetensors=True)
     pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipeline.set_progress_bar_config(disable=True)
-    packed = pipeline._pack_latents(torch.nn.functional.pixel_shuffle(start, 2), 1, 4, 16, 24)
+    latents = torch.nn.functional.pixel_shuffle(start, 2)
+    packed = pipeline._pack_latents(latents, *latents.shape)
     packed = pipeline(
         PROMPT,
         latents=packed,

@@ -30,9 +30,9 @@ class Constant(Objective):
         return Distilled(torch.full_like(latents, float(prompt)), options["timestep"], {})
 
 
-def canvas(height: int, width: int, regions: list[Region], **options: Any) -> WindowCanvas:
+def canvas(height: int, width: int, regions: list[Region], channels: int = 4, **options: Any) -> WindowCanvas:
     generator = torch.Generator().manual_seed(1)
-    source, condition = torch.randn(2, 1, 4, height, width, generator=generator)
+    source, condition = torch.randn(2, 1, channels, height, width, generator=generator)
     return WindowCanvas(source, condition, regions, **{"window": 24, "particles": 5, **options})
 
 
@@ -88,7 +88,8 @@ def test_windows_are_asked_only_about_prompts_that_count_in_them(tiny_prior: Pri
 
 def test_one_window_is_plain_descent_on_its_latents(tiny_prior: Prior) -> None:
     objective = Objective(preset("csd-edit"), tiny_prior)
-    edited = canvas(16, 16, everywhere("make it night", 16, 16), window=16)
+    regions = everywhere("make it night", 16, 16)
+    edited = canvas(16, 16, regions, channels=tiny_prior.latent_channels, window=16)
     list(descend(edited, objective, DescentConfig(3, 0.3), seed=7))
 
     latents = edited.source.clone()
