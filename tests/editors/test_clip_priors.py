@@ -120,9 +120,8 @@ def test_long_clips_are_edited_in_stretches_that_agree(moving: Prior) -> None:
     finally:
         del moving.predict_noise  # type: ignore[method-assign]
     assert edited.shape == (19, 3, 32, 40) and (edited - clip(19)).abs().mean() > 0.01
-    assert told == [
-        (5 * 4, moving.latent_channels, 8, 8, 10)
-    ]  # four stretches of eight frames, all branches of guidance
+    # Four stretches of eight frames, all branches of guidance.
+    assert told == [(5 * 4, moving.latent_channels, 8, 8, 10)]
 
 
 def test_a_shorter_stretch_and_one_frame(motion: dict[str, str], moving: Prior) -> None:
