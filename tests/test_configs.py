@@ -77,7 +77,7 @@ def test_numbers_of_the_editors_are_in_the_files_too() -> None:
     assert {prior for values in editors for prior in values.get("priors", ())} == set(BUNDLED_PRIORS)
 
 
-FIELDS = "  fields: {lr: 4e-3, lr_final: 1e-3}"
+FIELDS = "  fields: {lr: 1.2e-2, lr_final: 3e-3, hash_grid: 0.15}"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,7 @@ FIELDS = "  fields: {lr: 4e-3, lr_final: 1e-3}"
         ("shared/edit", FIELDS, "  fields: {rate: 1e-2}", "optimizers.fields.rate"),
         ("shared/edit", FIELDS, "  fields: 1e-2", "optimizers.fields"),
         ("shared/edit", FIELDS, "  fields: {lr: fast}", "optimizers.fields.lr: float"),
+        ("shared/edit", FIELDS, "  fields: {hash_grid: much}", "optimizers.fields.hash_grid: float"),
         ("csd-edit", "\ntiny:", "\ntiney:", "tiney"),
         ("csd-edit", "extends: shared/edit", "extends: shared/edits", "shared/edits"),
         ("csd-edit-tiny", "csd-edit.tiny]", "csd-edit.small]", "csd-edit.small"),

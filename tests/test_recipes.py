@@ -35,7 +35,7 @@ def test_the_recipe_tiny_has_every_edit() -> None:
     assert len(EDITS) >= 7 and RECIPES == ("tiny", "tiny-flow", "flow")
     for method in EDITS:
         config = applied("tiny", method)
-        assert config.machine.device_type == "cpu" and config.pipeline.render_size == 64
+        assert config.machine.device_type == "cpu" and config.pipeline.render_size == 96
         assert config.pipeline.prior in ("tiny-instruct", "tiny-sd")
         config.pipeline.source_prompt = "a bear"
         config.pipeline.check()
@@ -71,8 +71,8 @@ def test_csd_edit_tiny_is_csd_edit_with_the_recipe() -> None:
 
 
 def test_the_command_line_wins() -> None:
-    config = applied("tiny", particles=2, render_size=96)
-    assert (config.pipeline.particles, config.pipeline.render_size) == (2, 96)
+    config = applied("tiny", particles=2, render_size=64)
+    assert (config.pipeline.particles, config.pipeline.render_size) == (2, 64)
     assert config.pipeline.picture_size == 128
     # Also where what it says is the method's own value, which the recipe would change.
     given = options_given(["csd-edit", "--pipeline.picture-size", "512", "--machine.device-type=cuda"])

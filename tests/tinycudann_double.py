@@ -176,7 +176,7 @@ class Network(Module):
 
 
 class NetworkWithInputEncoding(Module):
-    """An encoding and a network on it; `params` has those of the network first."""
+    """An encoding, padded to 16, 32 ... features, and a network, whose weights are first in `params`."""
 
     def __init__(
         self,
@@ -188,14 +188,16 @@ class NetworkWithInputEncoding(Module):
     ) -> None:
         self.has_grid = encoding_config["otype"] == "HashGrid"
         self._encode, width, of_encoding = _encoding(n_input_dims, encoding_config)
-        self._network, self._of_network = _network(width, n_output_dims, network_config)
+        self._padding = -width % 16
+        self._network, self._of_network = _network(width + self._padding, n_output_dims, network_config)
         super().__init__(n_input_dims, n_output_dims, self._of_network + of_encoding, initial=0.3)
         with torch.no_grad():
             self.params[self._of_network :] *= 1e-4 / 0.3
 
     def compute(self, rows: Tensor, params: Tensor) -> Tensor:
         of_network, of_encoding = params.tensor_split([self._of_network])
-        return self._network(self._encode(rows, of_encoding), of_network)
+        features = functional.pad(self._encode(rows, of_encoding), [0, self._padding])
+        return self._network(features, of_network)
 
 
 _Function = Callable[[Tensor, Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Nerfstudio's torch hash grid, several times as fast on a CPU, where rendering is most of an edit step.
+"""Hash grids: where their entries are, and nerfstudio's torch grid several times as fast on a CPU.
 
 The function, the parameters and the checkpoints are those of `nerfstudio.field_components.encodings.
 HashEncoding`; only the order of work differs. One level at a time, so that its corners stay in the cache;
@@ -9,15 +9,50 @@ column; and a backward pass that stops at the table.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from nerfstudio.field_components.encodings import HashEncoding
+from nerfstudio.field_components.mlp import MLPWithHashEncoding
 from torch import Tensor, nn
 
 _PRIMES = (1, 2654435761 - 2**32, 805459861)
 """Of Instant-NGP's hash (Mueller et al. 2022, equation 4), as signed 32-bit numbers."""
+
+
+_TCNN_ALIGNMENT = 16
+"""tiny-cuda-nn pads the widths of what goes into its networks, and comes out, to multiples of this."""
+
+
+def mark_hash_grids(module: nn.Module) -> None:
+    """Note at the parameters below `module` where they hold entries of hash grids, for `grid_entries`."""
+    for part in module.modules():
+        if isinstance(part, HashEncoding):
+            parameter: Any = part.hash_table if part.tcnn_encoding is None else part.tcnn_encoding.params
+            parameter.hash_grid_from = 0
+        elif isinstance(part, MLPWithHashEncoding) and hasattr(part.model, "params"):
+            part.model.params.hash_grid_from = _tcnn_network_size(part)
+
+
+def grid_entries(parameter: nn.Parameter) -> Tensor | None:
+    """What of a parameter are entries of a hash grid, sharing its memory; None where there are none.
+
+    Args:
+        parameter: of a module that `mark_hash_grids` has seen.
+    """
+    first = getattr(parameter, "hash_grid_from", None)
+    return None if first is None else parameter.detach()[first:]
+
+
+def _tcnn_network_size(part: MLPWithHashEncoding) -> int:
+    """Weights of the layers, which come before the entries (`NetworkWithInputEncoding::set_params_impl`)."""
+    inputs, outputs = (
+        width + -width % _TCNN_ALIGNMENT
+        for width in (part.num_levels * part.features_per_level, cast(int, part.out_dim))
+    )
+    hidden = part.num_layers - 1
+    return part.layer_width * (inputs + (hidden - 1) * part.layer_width + outputs)
 
 
 def use_fast_hash_grids(module: nn.Module) -> None:

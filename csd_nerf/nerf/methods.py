@@ -59,13 +59,16 @@ class _Adam:
     lr_final: float | None = None
     """What it has fallen to, exponentially, after `max_steps`; None leaves it as it is."""
     max_steps: int = 200_000
+    hash_grid: float = 1.0
+    """Share of these rates at which entries of hash grids are trained."""
 
     def optimizer(self) -> dict[str, Any]:
         """In nerfstudio's form."""
         decay = None
         if self.lr_final is not None:
             decay = ExponentialDecaySchedulerConfig(lr_final=self.lr_final, max_steps=self.max_steps)
-        return {"optimizer": FieldAdamConfig(lr=self.lr, eps=1e-15), "scheduler": decay}
+        adam = FieldAdamConfig(lr=self.lr, eps=1e-15, hash_grid=self.hash_grid)
+        return {"optimizer": adam, "scheduler": decay}
 
 
 def read_methods(folder: Path = CONFIGS) -> dict[str, MethodSpecification]:

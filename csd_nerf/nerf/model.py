@@ -18,7 +18,7 @@ from csd_nerf.errors import InputError
 from csd_nerf.nerf.before import RGB_BEFORE, SceneBefore
 from csd_nerf.nerf.cpu_fields import CpuDensityField, CpuNerfactoField
 from csd_nerf.nerf.cpu_sampling import CpuProposalSampler, distortion_loss, interlevel_loss
-from csd_nerf.nerf.hash_grid import use_fast_hash_grids
+from csd_nerf.nerf.hash_grid import mark_hash_grids, use_fast_hash_grids
 from csd_nerf.threads import one_for_torch
 
 Implementation = Literal["tcnn", "torch"]
@@ -57,6 +57,7 @@ class CsdNerfactoModel(NerfactoModel):
                 super().populate_modules()
             else:
                 self._populate_without_lpips()
+        mark_hash_grids(self)
         if self.config.predict_normals:
             return
         self.field.mlp_base.register_forward_pre_hook(_without_gradient_at(self.camera_optimizer))

@@ -302,7 +302,7 @@ def test_views_are_drawn_where_they_are_fitted(small: Make) -> None:
     with torch.no_grad():
         index = edit.targets.views[0]
         expected = render_still(model, edit.cameras.generate_rays(index, keep_shape=True)).image
-    torch.testing.assert_close(draw(model, edit.rays, [index])[0], expected)
+    torch.testing.assert_close(draw(model, edit.rays, [index])[0], expected, atol=1e-4, rtol=0)
     model.camera_optimizer = CameraOptimizerConfig(mode="SO3xR3").setup(
         num_cameras=len(edit.cameras), device="cpu"
     )

@@ -15,6 +15,7 @@ from csd_nerf.bundled import bundled_path
 from csd_nerf.cli import main
 from csd_nerf.distillation.residuals import Guidance
 from csd_nerf.nerf.candidate import read_candidate, read_pictures, save_candidate
+from csd_nerf.nerf.methods import METHODS
 from csd_nerf.nerf.trying import ViewsToTry, agreement
 from csd_nerf.scenes.operators import night, tint
 
@@ -116,7 +117,8 @@ def test_the_command(scene_run: Path, tmp_path: Path, capsys: Any) -> None:
     printed = " ".join(capsys.readouterr().out.split())
     assert "may not know 'polar bear'" in printed and "make it winter" in printed
     assert {path.name for path in folder.iterdir()} == {"1", "2", "contact.png", "index.html"}
-    assert Image.open(folder / "contact.png").size == (2 * 64 + 4, 3 * 64 + 8)
+    side = METHODS["csd-edit-tiny"].pipeline.render_size
+    assert Image.open(folder / "contact.png").size == (2 * side + 4, 3 * side + 8)
     assert read_candidate(folder / "2").prompt == "polar bear"
     page = (folder / "index.html").read_text()
     assert f"--pipeline.candidate {folder / '1'}" in page and page.count("<figure") == 3
