@@ -5,11 +5,11 @@
         "svgd-imq" "svgd-rbf: objective.kernel=rbf" "independent: objective.transport=independent"
 
 A variant is a name and, after a colon, settings of the pipeline: `NAME: option=value option=value`. The
-settings `steps`, `rate` (of Adam, constant), `first_rate` and `final_rate` are the trainer's. All edits run
-in this process, one after another, on one thread unless `--threads` says otherwise, so that the variants of a
-run compare. Seconds are CPU time of the steps alone, without start-up and measuring. The change error is the
-reprojection error of what the edit changed, between all of `--compared` training views that show enough of
-the same, weighted by how much.
+settings `steps`, `rate` (of Adam, constant), `first_rate`, `final_rate` and `hash_grid` are the trainer's. All
+edits run in this process, one after another, on one thread unless `--threads` says otherwise, so that the
+variants of a run compare. Seconds are CPU time of the steps alone, without start-up and measuring. The change
+error is the reprojection error of what the edit changed, between all of `--compared` training views that show
+enough of the same, weighted by how much.
 """
 
 from __future__ import annotations
@@ -182,6 +182,9 @@ def put(config: Any, option: str, value: Any) -> None:
     elif option == "first_rate":
         for optimizer in config.optimizers.values():
             optimizer["optimizer"].lr = value
+    elif option == "hash_grid":
+        for optimizer in config.optimizers.values():
+            optimizer["optimizer"].hash_grid = value
     elif option == "final_rate":
         for optimizer in config.optimizers.values():
             optimizer["scheduler"].lr_final = value
