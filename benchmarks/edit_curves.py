@@ -5,8 +5,8 @@
         "svgd-imq" "svgd-rbf: objective.kernel=rbf" "independent: objective.transport=independent"
 
 A variant is a name and, after a colon, settings of the pipeline: `NAME: option=value option=value`. The
-settings `steps`, `rate` (of Adam, constant), `first_rate`, `final_rate` and `hash_grid` are the trainer's. All
-edits run in this process, one after another, on one thread unless `--threads` says otherwise, so that the
+settings `steps`, `rate` (of Adam, constant), `first_rate`, `final_rate` and `hash_grid` are the trainer's.
+All edits run in this process, one after another, on one thread unless `--threads` says otherwise, so that the
 variants of a run compare. Seconds are CPU time of the steps alone, without start-up and measuring. The change
 error is the reprojection error of what the edit changed, between all of `--compared` training views that show
 enough of the same, weighted by how much.
