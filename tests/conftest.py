@@ -26,14 +26,9 @@ LONG_FILES = {"test_demo.py", "test_training.py", "test_ranks_of_editors.py", "t
 """Beside those of scenes."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # More processes than cores: threads of their own would wait for each other. What tests start inherits it.
+    # A process for each core: threads of their own would wait for each other. What tests start inherits it.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: tests also wait, for programs that they start, and for pages."""
-    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
