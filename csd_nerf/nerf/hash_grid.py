@@ -1,6 +1,6 @@
 """Hash grids: where their entries are, and nerfstudio's torch grid several times as fast on a CPU.
 
-The function, the parameters and the checkpoints are those of `nerfstudio.field_components.encodings.
+Of `encode` the function, the parameters and the checkpoints are those of `nerfstudio.field_components.encodings.
 HashEncoding`; only the order of work differs. One level at a time, so that its corners stay in the cache;
 hashed in 32 bits, axis by axis instead of corner by corner; each feature gathered and scattered as one flat
 column; and a backward pass that stops at the table.
@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 _PRIMES = (1, 2654435761 - 2**32, 805459861)
 """Of Instant-NGP's hash (Mueller et al. 2022, equation 4), as signed 32-bit numbers."""
-
-
 _TCNN_ALIGNMENT = 16
 """tiny-cuda-nn pads the widths of what goes into its networks, and comes out, to multiples of this."""
 
