@@ -1,9 +1,9 @@
 """Hash grids: where their entries are, and nerfstudio's torch grid several times as fast on a CPU.
 
-Of `encode` the function, the parameters and the checkpoints are those of `nerfstudio.field_components.encodings.
-HashEncoding`; only the order of work differs. One level at a time, so that its corners stay in the cache;
-hashed in 32 bits, axis by axis instead of corner by corner; each feature gathered and scattered as one flat
-column; and a backward pass that stops at the table.
+Of `encode` the function, the parameters and the checkpoints are those of
+`nerfstudio.field_components.encodings.HashEncoding`; only the order of work differs. One level at a time, so
+that its corners stay in the cache; hashed in 32 bits, axis by axis instead of corner by corner; each feature
+gathered and scattered as one flat column; and a backward pass that stops at the table.
 """
 
 from __future__ import annotations
