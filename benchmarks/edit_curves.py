@@ -52,6 +52,12 @@ COMPARED_SIZE = 64
 """Side, in pixels, of the views that the change error compares."""
 LEAST_COVERAGE = 0.05
 """Share of common points from which two views are compared."""
+OF_OPTIMIZERS = {
+    "first_rate": ("optimizer", "lr"),
+    "final_rate": ("scheduler", "lr_final"),
+    "hash_grid": ("optimizer", "hash_grid"),
+}
+"""Where settings of a variant are that every optimiser has."""
 
 
 @dataclass
@@ -104,27 +110,19 @@ def run(
 ) -> list[dict[str, float]]:
     """The measurements of one edit, the last one at its end."""
     config = configured(options, edit, seed, settings)
-    pipeline = config.pipeline.setup(device="cpu", test_mode="val")
-    source = torch.load(config.pipeline.source_checkpoint, map_location="cpu", weights_only=True)
     steps = config.max_num_iterations
-    pipeline.begin_edit(source["pipeline"], seed=seed, max_steps=steps, origin=str(options.scene))
+    pipeline, optimizers = begun(config)
     cameras, indices = pipeline.datamanager.eval_cameras(options.size, options.size, 1000)
     photos = pipeline.datamanager.eval_photos(indices, options.size, options.size).cpu()
     before = pipeline.draw(cameras)
     places = pipeline.datamanager.train_cameras(COMPARED_SIZE, COMPARED_SIZE)
     places = places[torch.linspace(0, len(places) - 1, options.compared).round().long()]
     geometry = render_with_depth(pipeline.model, places) if options.compared else None
-    optimizers = Optimizers(copy.deepcopy(config.optimizers), pipeline.get_param_groups())
     measured, seconds = [], 0.0
     at = {round(steps * (point + 1) / options.points) for point in range(options.points)}
     for step in range(steps):
         started = time.process_time()
-        pipeline.train()
-        optimizers.zero_grad_all()
-        _, losses, _ = pipeline.get_train_loss_dict(step)
-        sum(losses.values()).backward()
-        optimizers.optimizer_step_all()
-        optimizers.scheduler_step_all(step)
+        train(pipeline, optimizers, step)
         seconds += time.process_time() - started
         if step + 1 in at:
             after = pipeline.draw(cameras)
@@ -141,6 +139,29 @@ def run(
         rows.append(OPERATORS[edit].apply(photos[:5]))
     save_png(sheet(rows), options.out / f"{edit}-{options.method}-{name}-{seed}.png")
     return measured
+
+
+def begun(config: Any) -> tuple[Any, Optimizers]:
+    """The pipeline of an edit before its first step, and its optimisers."""
+    pipeline = config.pipeline.setup(device="cpu", test_mode="val")
+    source = torch.load(config.pipeline.source_checkpoint, map_location="cpu", weights_only=True)
+    pipeline.begin_edit(
+        source["pipeline"],
+        seed=config.machine.seed,
+        max_steps=config.max_num_iterations,
+        origin=str(config.load_dir),
+    )
+    return pipeline, Optimizers(copy.deepcopy(config.optimizers), pipeline.get_param_groups())
+
+
+def train(pipeline: Any, optimizers: Optimizers, step: int) -> None:
+    """A step of the edit, without nerfstudio's trainer around it."""
+    pipeline.train()
+    optimizers.zero_grad_all()
+    _, losses, _ = pipeline.get_train_loss_dict(step)
+    sum(losses.values()).backward()
+    optimizers.optimizer_step_all()
+    optimizers.scheduler_step_all(step)
 
 
 def change_error(change: PosedPictures) -> float:
@@ -179,15 +200,10 @@ def put(config: Any, option: str, value: Any) -> None:
     elif option == "rate":
         for optimizer in config.optimizers.values():
             optimizer["optimizer"].lr, optimizer["scheduler"] = value, None
-    elif option == "first_rate":
+    elif option in OF_OPTIMIZERS:
+        part, name = OF_OPTIMIZERS[option]
         for optimizer in config.optimizers.values():
-            optimizer["optimizer"].lr = value
-    elif option == "hash_grid":
-        for optimizer in config.optimizers.values():
-            optimizer["optimizer"].hash_grid = value
-    elif option == "final_rate":
-        for optimizer in config.optimizers.values():
-            optimizer["scheduler"].lr_final = value
+            setattr(optimizer[part], name, value)
     else:
         for part in reversed(option.split(".")):
             value = {part: value}

@@ -12,7 +12,6 @@ fitted, and in the evaluation views, with which its renders are compared. Varian
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from dataclasses import dataclass
@@ -21,20 +20,17 @@ from pathlib import Path
 import nerfstudio.engine.trainer  # noqa: F401 - its data managers cannot be imported before it
 import torch
 import tyro
-from nerfstudio.engine.optimizers import Optimizers
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.edit_curves import Options as Curves  # noqa: E402
-from benchmarks.edit_curves import configured  # noqa: E402
+from benchmarks.edit_curves import begun, configured, train  # noqa: E402
 from csd_nerf import threads as kernel_threads  # noqa: E402
 from csd_nerf.evaluation.pixels import load_lpips, lpips  # noqa: E402
 from csd_nerf.nerf.region import spread, surface  # noqa: E402
-from csd_nerf.nerf.rendering import train_proposals  # noqa: E402
 from csd_nerf.nerf.sheets import save_png, sheet  # noqa: E402
 from csd_nerf.pixel_rays import PixelRays  # noqa: E402
-from csd_nerf.seeds import begin_step  # noqa: E402
 
 VIEWS = 16
 """Painted training views, as many as an edit keeps."""
@@ -95,38 +91,30 @@ def painted(images: Tensor, points: Tensor, middle: Tensor, radius: Tensor) -> t
 def run(options: Options, name: str, settings: str) -> dict[str, float]:
     """Fit, draw and measure."""
     curves = Curves(scene=options.scene, out=options.out)
-    config = configured(curves, "night", 0, f"steps={options.fits} {settings}")
+    # One round, the targets of which are here already.
+    config = configured(curves, "night", 0, f"steps={options.fits} fits_per_round=0 {settings}")
     config.pipeline.datamanager.train_num_rays_per_batch = options.rays
-    pipeline = config.pipeline.setup(device="cpu", test_mode="val")
-    source = torch.load(config.pipeline.source_checkpoint, map_location="cpu", weights_only=True)
-    pipeline.begin_edit(source["pipeline"], seed=0, max_steps=options.fits, origin=str(options.scene))
+    pipeline, optimizers = begun(config)
     edit, model = pipeline._edit, pipeline.model
     cameras, _ = pipeline.datamanager.eval_cameras(options.size, options.size, 1000)
     pipeline.train()
     views = spread(len(edit.cameras))[:VIEWS]
-    shown = [
+    shown_in_training, shown_in_evaluation = (
         torch.stack([surface(model, rays, view) for view in which]).detach()
         for rays, which in ((edit.rays, views), (PixelRays(cameras), range(len(cameras))))
-    ]
-    side = round(shown[0].shape[1] ** 0.5)
-    centres = shown[0].view(len(views), side, side, 3)[:, side // 3 : -side // 3, side // 3 : -side // 3]
-    middle = centres.reshape(-1, 3).median(0).values
-    radius = (centres.reshape(-1, 3) - middle).norm(dim=1).quantile(SHARE)
-    train, _ = painted(pipeline.draw(edit.cameras[torch.tensor(views)]), shown[0], middle, radius)
+    )
+    rows, columns = (slice(length // 3, -(length // 3)) for length in (edit.height, edit.width))
+    centres = shown_in_training.view(len(views), edit.height, edit.width, 3)[:, rows, columns].reshape(-1, 3)
+    middle = centres.median(0).values
+    radius = (centres - middle).norm(dim=1).quantile(SHARE)
+    targets, _ = painted(pipeline.draw(edit.cameras[torch.tensor(views)]), shown_in_training, middle, radius)
     before = pipeline.draw(cameras)
-    wanted, inside = painted(before, shown[1], middle, radius)
+    wanted, inside = painted(before, shown_in_evaluation, middle, radius)
 
-    edit.targets.put(views, train)
-    optimizers = Optimizers(copy.deepcopy(config.optimizers), pipeline.get_param_groups())
+    edit.targets.put(views, targets)
+    edit.round = 0
     for step in range(options.fits):
-        begin_step(0, step)
-        pipeline.train()
-        train_proposals(model, step % model.config.proposal_update_every == 0)
-        optimizers.zero_grad_all()
-        losses, _ = edit.fit.losses(model, edit.targets)
-        sum(losses.values()).backward()
-        optimizers.optimizer_step_all()
-        optimizers.scheduler_step_all(step)
+        train(pipeline, optimizers, step)
 
     after = pipeline.draw(cameras)
     save_png(sheet([before[:5], wanted[:5], after[:5]]), options.out / f"{name}.png")
