@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 import tyro
 from nerf_runs import refusal, run
+from nerfstudio.configs import external_methods
 
 from csd_nerf.distillation.objective import ObjectiveConfig
 from csd_nerf.distillation.presets import preset
@@ -33,6 +35,21 @@ def test_nerfstudio_finds_every_method_and_one_line_about_it() -> None:
     for name, method in found.items():
         assert method.config.method_name == name
         assert 20 < len(method.description) < 110 and method.description.endswith(".")
+
+
+def test_nerfstudio_lists_other_methods_and_offers_to_install_one_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The list is made in a moment, without a look at the sources of those who ask for it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(external_methods.inspect, "stack", None)
+        listed, _ = external_methods.get_external_methods()
+    other = listed["in2n"]
+    assert len(listed) > 20 and other.method_name == "in2n"
+    monkeypatch.setattr(external_methods.Confirm, "ask", lambda *_, **__: False)
+    with pytest.raises(SystemExit) as end:
+        dataclasses.replace(other)
+    assert end.value.code == 0 and "pip install" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("method", "published"), TEXT_TO_IMAGE.items())
