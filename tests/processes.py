@@ -11,8 +11,17 @@ from typing import Any
 
 import torch.multiprocessing
 
-# They are forks of a server that has imported all this once.
-multiprocessing.set_forkserver_preload(["nerf_runs", "csd_nerf.cli", "csd_nerf.editors.edit_pictures"])
+# They are forks of a server that has imported all this once. It finds what is installed, and none of the tests'
+# own modules; what it does not find it leaves out without a word.
+multiprocessing.set_forkserver_preload(
+    [
+        "csd_nerf.nerf.methods",
+        "nerfstudio.configs.method_configs",
+        "csd_nerf.editors.edit_pictures",
+        "csd_nerf.priors.latent_diffusion",
+        "csd_nerf.priors.control_net",
+    ]
+)
 
 
 def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> None:
