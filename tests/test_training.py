@@ -41,6 +41,7 @@ from training.parallel import Worker  # noqa: E402
 from training.photos import HELD_OUT_OBJECTS, HELD_OUT_SCENES, Photo, object_of, training_photos  # noqa: E402
 from training.progress import Budget, Job, Progress, learning_rate  # noqa: E402
 from training.takeover import take_over  # noqa: E402
+from training.unet import texts_by_edit  # noqa: E402
 from training.vae import EDITS as PICTURE_EDITS  # noqa: E402
 from training.vae import RAW_DEVIATION, Crops, new_vae, normalise_latents  # noqa: E402
 from training.wordings import EDITS, captions, wordings  # noqa: E402
@@ -97,10 +98,15 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
+def few_texts(recipe: unet.UnetRecipe, seed: int) -> dict[str, list[str]]:
+    """For every edit: whole tables of their embeddings take longer than the steps."""
+    return {edit: texts[:2] for edit, texts in texts_by_edit(recipe, seed).items()}
+
+
 def train(
     model: str, stages: Path, work: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int | None
 ) -> None:
-    """Four tiny steps of a denoiser that check-point after each."""
+    """Three tiny steps of a denoiser that check-point after each, by a few texts."""
     needed = ["text.pt", "words.pt", "tokenizer", "views-0-of-1.pt"]
     needed += ["latents-0-of-1.pt", "wide-latents-0-of-1.pt", "moving-0-of-1.pt"]
     needed += {
@@ -111,6 +117,8 @@ def train(
     for name in needed:
         if not (work / name).exists():
             (work / name).symlink_to(stages / name)
+    for stage in (unet, flow):
+        monkeypatch.setattr(stage, "texts_by_edit", few_texts)
     monkeypatch.setattr(denoising, "BATCH", 2)
     monkeypatch.setattr(denoising, "SNAPSHOT_SECONDS", 0)
     monkeypatch.setattr("training.progress.SAVE_SECONDS", 0)
@@ -122,7 +130,7 @@ def train(
         if calls == killed_after:
             raise Killed
 
-    job = Job(WORKER, work, Budget(steps=4), seed=0)
+    job = Job(WORKER, work, Budget(steps=3), seed=0)
     if model == "depth":
         depth.train_depth(job, snapshot)
     elif model == "motion":
@@ -378,6 +386,7 @@ def test_a_killed_autoencoder_ends_where_an_unbroken_one_does(
 ) -> None:
     monkeypatch.setattr("training.progress.SAVE_SECONDS", 0)
     monkeypatch.setattr(vae, "BATCH", 2)
+    monkeypatch.setattr(vae, "CROPS_TO_NORMALISE_BY", 32)
     results = []
     for name, workers in (("unbroken", (WORKER,)), ("broken", (KilledWorker(0, 1, WORKER.device), WORKER))):
         work = tmp_path / name

@@ -24,6 +24,8 @@ GRADIENT_WEIGHT, PERCEPTUAL_WEIGHT, KL_WEIGHT = 0.5, 0.1, 4e-4
 SHORT_SIDES = (96, 112, 128, 144, 160, 224)
 RAW_DEVIATION = 2.0
 """Deviation of the unscaled latents. Not 1, so that code which forgets the scaling factor is wrong by 2."""
+CROPS_TO_NORMALISE_BY = 512
+"""Whose latents have it, when all is trained."""
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -176,7 +178,7 @@ def fit_vae(
 
     progress = fit(name, job, {"vae": vae}, optimiser, loss_of)
     if worker.leads:
-        normalise_latents(vae, crops.draw(512, worker.generator(job.seed, -1)).to(worker.device))
+        normalise_latents(vae, crops.draw(CROPS_TO_NORMALISE_BY, worker.generator(job.seed, -1)).to(worker.device))
         save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, job.work / f"{name}.pt")
     worker.wait()
 
