@@ -86,7 +86,10 @@ class Session:
     """A tab on a viewer."""
 
     def __init__(self, browser: Any, port: int) -> None:
-        self.page = browser.new_page(viewport={"width": 1200, "height": 1100})
+        # Nobody looks: as few pixels as the browser's software can draw soon.
+        self.page = browser.new_page(
+            viewport={"width": 1200, "height": 1100}, device_scale_factor=1 if PICTURES else 0.25
+        )
         for _ in range(2 * PATIENCE):  # until the command has loaded what it needs
             try:
                 self.page.goto(f"http://localhost:{port}")
