@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,19 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data, and {folder} is not there (set CSD_NERF_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def alexnet(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torch cache that holds AlexNet's convolutions, which LPIPS compares pictures by."""
+    tool = shared / "tools/offline_lpips.py"
+    if not tool.is_file():
+        pytest.skip(f"needs {tool}")
+    home = tmp_path_factory.mktemp("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [str(tool), str(home)])
+        runpy.run_path(str(tool), run_name="__main__")
+    return home
 
 
 @pytest.fixture

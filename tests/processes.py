@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.multiprocessing
 
-# They are forks of a server that has imported all this once. It finds what is installed, and none of the tests'
-# own modules; what it does not find it leaves out without a word.
+# They are forks of a server that has imported all this once. It finds what is installed, and none of the
+# tests' own modules; what it does not find it leaves out without a word.
 multiprocessing.set_forkserver_preload(
     [
         "csd_nerf.nerf.methods",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,17 +108,6 @@ def test_colours_are_means_of_cells() -> None:
     features = colours(small.repeat_interleave(2, 2).repeat_interleave(3, 3))
     difference = (features[0] - features[2]).square().sum()
     torch.testing.assert_close(difference, (small[0] - small[2]).square().mean())
-
-
-@pytest.fixture(scope="session")
-def alexnet(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A torch cache that holds AlexNet's convolutions."""
-    tool = shared / "tools/offline_lpips.py"
-    if not tool.is_file():
-        pytest.skip(f"needs {tool}")
-    home = tmp_path_factory.mktemp("torch")
-    subprocess.run([sys.executable, tool, home], check=True, capture_output=True)
-    return home
 
 
 def test_distances_of_lpips_features_are_lpips(alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,8 @@ def fit_vae(
 
     progress = fit(name, job, {"vae": vae}, optimiser, loss_of)
     if worker.leads:
-        normalise_latents(vae, crops.draw(CROPS_TO_NORMALISE_BY, worker.generator(job.seed, -1)).to(worker.device))
+        images = crops.draw(CROPS_TO_NORMALISE_BY, worker.generator(job.seed, -1))
+        normalise_latents(vae, images.to(worker.device))
         save_whole({"vae": vae.state_dict(), "progress": progress.state_dict()}, job.work / f"{name}.pt")
     worker.wait()
 

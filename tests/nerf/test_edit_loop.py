@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import urllib.error
 from pathlib import Path
@@ -318,20 +317,13 @@ def test_views_are_drawn_where_they_are_fitted(small: Make) -> None:
     assert fitted < 0.6 * elsewhere  # for the jitter of the samples alone
 
 
-def test_the_edited_scene_opens_without_a_diffusion_model(small: Make, scene_run: Path) -> None:
+def test_a_checkpoint_has_the_scene_and_the_pictures_that_were_edited(small: Make, scene_run: Path) -> None:
     trainer = run(small("csd-edit-dataset", max_num_iterations=2))
     checkpoint = find_run(trainer.base_dir).checkpoint
     scene, edit = (torch.load(file)["pipeline"] for file in (find_run(scene_run).checkpoint, checkpoint))
     assert edit.keys() - {"_extra_state"} == scene.keys()
     pictures = edit["_extra_state"]["targets"]["pictures"]
     assert pictures.dtype == torch.uint8 and len(pictures) == len(trainer.pipeline._edit.targets.edited)
-    script = (
-        "import sys; from pathlib import Path; from nerfstudio.utils.eval_utils import eval_setup\n"
-        f"_, pipeline, _, step = eval_setup(Path({str(trainer.base_dir / 'config.yml')!r}))\n"
-        "assert step == 1 and pipeline.get_average_eval_image_metrics()['psnr'] > 3\n"
-        "assert 'diffusers' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_reset_puts_photos_and_scene_back(small: Make) -> None:
@@ -369,11 +361,8 @@ def _give(monkeypatch: Any, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["ns-train", *options])
 
 
-def test_lpips_trains_where_its_weights_are(
-    small: Make, shared: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    subprocess.run([sys.executable, shared / "tools" / "offline_lpips.py", tmp_path / "torch"], check=True)
+def test_lpips_trains_where_its_weights_are(small: Make, alexnet: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(alexnet))
     _give(monkeypatch, "--pipeline.datamanager.patch-size", "--pipeline.lpips-weight")
     rays = {"pipeline__datamanager__train_num_rays_per_batch": 1024}
     pipeline = run(small("in2n-baseline", max_num_iterations=1, **rays)).pipeline
