@@ -97,7 +97,8 @@ def test_memory_of_a_published_step_does_not_grow_with_its_views(edit_config: Ma
 
 def test_edited_scenes_open_without_a_diffusion_model(edited: Any, edit_config: Make) -> None:
     """In a process that has registered the methods, by which none is imported either."""
-    on_photos = run(edit_config("csd-edit-dataset", recipe="tiny", max_num_iterations=2))
+    few = {"pipeline__particles": 3, "pipeline__descent__steps": 2}
+    on_photos = run(edit_config("csd-edit-dataset", recipe="tiny", max_num_iterations=2, **few))
     script = (
         "import sys, csd_nerf.nerf.methods\n"
         "assert not {'diffusers', 'transformers'} & set(sys.modules)\n"
