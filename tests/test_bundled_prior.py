@@ -130,7 +130,7 @@ def test_identity_keeps_the_photo(loaded: Loaded, photos: torch.Tensor) -> None:
 
 def test_the_ambiguous_instruction_lands_on_several_of_its_hues(loaded: Loaded, photos: torch.Tensor) -> None:
     """In ten steps: after six a few seeds are still on the way."""
-    edited = loaded.edit(photos[:1].expand(8, -1, -1, -1), TINT_INSTRUCTION, steps=10)
+    edited = loaded.edit(photos[:1].expand(12, -1, -1, -1), TINT_INSTRUCTION, steps=10)
     hues, _ = hue_and_chroma(edited)
     distances = torch.stack([((hues - hue + 180) % 360 - 180).abs() for hue in TINT_HUES.values()], 1)
     nearest, which = distances.min(1)
