@@ -86,10 +86,7 @@ class Session:
     """A tab on a viewer."""
 
     def __init__(self, browser: Any, port: int) -> None:
-        # Nobody looks: as few pixels as the browser's software can draw soon.
-        self.page = browser.new_page(
-            viewport={"width": 1200, "height": 1100}, device_scale_factor=1 if PICTURES else 0.25
-        )
+        self.page = browser.new_page(viewport={"width": 1200, "height": 1100})
         for _ in range(2 * PATIENCE):  # until the command has loaded what it needs
             try:
                 self.page.goto(f"http://localhost:{port}")
