@@ -47,6 +47,7 @@ class Controls(ViewerControl):
         self._trainer: Any = None
         self._began: tuple[float, int] | None = None
         self._rounds_drawn: tuple[int, int] | None = None
+        self._refused: dict[int, Any] = {}  # by the tab: what it was told last
 
     # ---------------------------------------------------------------- building
 
@@ -290,7 +291,10 @@ class Controls(ViewerControl):
         title = error.problem[0].upper() + error.problem[1:]
         body = f"Expected: {error.expected}. Got: {error.got}. Do this: {error.hint}."
         for tab in [client] if client is not None else self.viser_server.get_clients().values():
-            tab.add_notification(title, body, auto_close=15000, color="red")
+            # One at a time: a tab shows ten notifications, and what comes then waits until one of them goes.
+            if (earlier := self._refused.get(tab.client_id)) is not None:
+                earlier.remove()
+            self._refused[tab.client_id] = tab.add_notification(title, body, auto_close=15000, color="red")
 
 
 def _with(function: Callable[..., None], *values: Any) -> Callable[[], None]:
