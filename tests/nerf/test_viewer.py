@@ -199,6 +199,7 @@ def test_an_editing_session(browser: Any, scene: Path, tmp_path: Path) -> None:
         session.type("Box center", "50")
         session.button("Edit in a box only").click()
         session.wait_for("Nothing of the scene lies in the box")
+        session.page.get_by_text("The box has no volume").wait_for(state="hidden", timeout=10 * SECONDS)
         session.type("Box center", "0")
         session.open("Region")
 
