@@ -105,8 +105,8 @@ def few_texts(recipe: unet.UnetRecipe, seed: int) -> dict[str, list[str]]:
 
 def train(
     model: str, stages: Path, work: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int | None
-) -> None:
-    """Three tiny steps of a denoiser that check-point after each, by a few texts."""
+) -> int:
+    """Three tiny steps of a denoiser that check-point after each, by a few texts; gives how many it made."""
     needed = ["text.pt", "words.pt", "tokenizer", "views-0-of-1.pt"]
     needed += ["latents-0-of-1.pt", "wide-latents-0-of-1.pt", "moving-0-of-1.pt"]
     needed += {
@@ -139,6 +139,7 @@ def train(
         flow.train_flow(job, snapshot)
     else:
         unet.train_unet(UNETS[model], job, snapshot)
+    return calls
 
 
 def trained(model: str, work: Path) -> list[torch.Tensor]:
@@ -158,10 +159,10 @@ def test_a_killed_training_ends_where_an_unbroken_one_does(
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     unbroken.mkdir()
     broken.mkdir()
-    train(model, stages, unbroken, monkeypatch, killed_after=None)
+    assert train(model, stages, unbroken, monkeypatch, killed_after=None) == 3
     with pytest.raises(Killed):
         train(model, stages, broken, monkeypatch, killed_after=2)
-    train(model, stages, broken, monkeypatch, killed_after=None)
+    assert train(model, stages, broken, monkeypatch, killed_after=None) == 2  # from its checkpoint
     for wanted, got in zip(trained(model, unbroken), trained(model, broken), strict=True):
         torch.testing.assert_close(got, wanted)
 
